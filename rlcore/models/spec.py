@@ -1,0 +1,64 @@
+"""ModelSpec: all that the core knows of a model family, given by its plugin.
+
+It is plain data until `layer_specs` is called, so that planning and validation need no torch.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInfo:
+    """One transformer layer as the pipeline solver and the FLOPs model see it.
+
+    `kind` groups equal layers ("dense", "moe", …). `parameters` counts elements. `flops(length)` is the
+    forward cost of one sequence of `length` tokens in this layer, attention included, multiply and add
+    counted separately.
+    """
+
+    kind: str
+    parameters: int
+    flops: Callable[[int], float]
+    may_start_stage: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model family's description of one checkpoint.
+
+    `transformer_config` holds the architecture fields of Megatron's TransformerConfig (or of
+    MLATransformerConfig when `latent_attention`), `model_args` those of GPTModel. Parallel sizes, dtypes
+    and recomputation are the core's to add; a spec that sets one is refused.
+    """
+
+    model_type: str
+    hf_config: Mapping[str, Any]
+    hidden_size: int
+    vocab_size: int
+    layers: tuple[LayerInfo, ...]
+    transformer_config: Mapping[str, Any]
+    model_args: Mapping[str, Any]
+    layer_specs: "Callable[[TransformerConfig, int | None], TransformerBlockSubmodules]"
+    cp_layout: Literal["zigzag", "contiguous"] = "zigzag"
+    latent_attention: bool = False
+    tied_embeddings: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """Elements in all weights: layers, embedding, final norm and output layer."""
+        tables = 1 if self.tied_embeddings else 2
+        return sum(layer.parameters for layer in self.layers) + self.hidden_size * (
+            tables * self.vocab_size + 1
+        )
+
+    def flops(self, length: int) -> float:
+        """Forward FLOPs of one sequence of `length` tokens, output layer included."""
+        return (
+            sum(layer.flops(length) for layer in self.layers)
+            + 2.0 * length * self.hidden_size * self.vocab_size
+        )
