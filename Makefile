@@ -1,1 +1,45 @@
-# `make demo` and `make test` set up all they need on a fresh machine.
+# `make demo` and `make test` set up all they need on a fresh machine; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGINS := plugins/glm4 plugins/rewards
+MODEL ?= glm4
+SEED ?= 1
+DEMO := runs/demo
+
+.PHONY: help setup demo test lint benchmark wheels clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.installed  ## create .venv with rlcore, its plugins and all tools, editable
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--editable '.[train,dev]' $(PLUGINS:%=--editable %)
+	touch $@
+
+demo: setup  ## train a tiny model with GRPO on this machine's CPU, then write its report
+	rm -rf $(DEMO)
+	$(BIN)/python -m rlcore_$(MODEL).demo $(DEMO)-data
+	$(BIN)/rlcore sft $(MODEL)/tiny --run-dir $(DEMO)/sft --set seed=$(SEED)
+	$(BIN)/rlcore train $(MODEL)/tiny --run-dir $(DEMO)/grpo --set seed=$(SEED) --set model.checkpoint=$(DEMO)/sft/hf
+
+test: setup  ## the whole test suite
+	$(BIN)/python -m pytest -n 2
+
+lint: setup  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+benchmark: setup  ## print every benchmark's ratios as JSON
+	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file; done
+
+wheels: setup  ## build a wheel of every distribution into dist/
+	for folder in . $(PLUGINS); do $(BIN)/python -m build --quiet --wheel --outdir dist $$folder; done
+
+clean:  ## remove the environment and what runs and builds left
+	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .pytest_cache
