@@ -1,0 +1,146 @@
+"""Core attention on packed sequences in plain torch, and the description of a packed micro-batch.
+
+Stands in for TransformerEngine's attention in Megatron's layer specs; the reference that it is tested against too.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+@dataclass
+class PackedSequences(PackedSeqParams):
+    """Megatron's packed sequences that remember their lengths on the host, so that no layer asks a device."""
+
+    lengths: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls, lengths: "tuple[int, ...] | list[int]", device: torch.device | None = None
+    ) -> "PackedSequences":
+        """Describe sequences of these lengths (tokens, all positive) laid end to end.
+
+        max_seqlen is the longest sequence on purpose: were it the total, Megatron's rotary embedding would count
+        positions through all sequences instead of starting each at 0, without an error.
+        """
+        offsets = torch.tensor([0, *lengths], device=device).cumsum(0, dtype=torch.int32)
+        longest = max(lengths)
+        return cls(
+            qkv_format="thd",
+            cu_seqlens_q=offsets,
+            cu_seqlens_kv=offsets,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+            lengths=tuple(lengths),
+        )
+
+    @cached_property
+    def position_ids(self) -> Tensor:
+        """Position of each token in its own sequence, int64 [1, t]."""
+        device = self.cu_seqlens_q.device
+        return torch.cat([torch.arange(length, device=device) for length in self.lengths])[None]
+
+    @cached_property
+    def padding(self) -> "Padding":
+        """How attention pads these sequences; found once and used by every layer."""
+        return _padding(self.lengths, self.cu_seqlens_q.device)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Batches of sequences of like length, padded on the right and laid end to end.
+
+    `shapes` are the batches' (sequences, length); `slot_t` is the place of each packed token in that row of slots.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    slot_t: Tensor
+
+    @property
+    def slots(self) -> int:
+        return sum(count * length for count, length in self.shapes)
+
+
+# One more attention call costs about as much as attending over this many padded tokens.
+_SHORT = 32
+# Up to here padding costs less than the call that it saves.
+_LONGEST_TO_SHORTEST = 1.5
+
+
+def _padding(lengths: tuple[int, ...], device: torch.device) -> Padding:
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if groups and lengths[i] <= max(_SHORT, _LONGEST_TO_SHORTEST * lengths[groups[-1][0]]):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    shapes, start_of, start = [], {}, 0
+    for group in groups:
+        longest = max(lengths[i] for i in group)
+        shapes.append((len(group), longest))
+        start_of |= {i: start + row * longest for row, i in enumerate(group)}
+        start += len(group) * longest
+    slots = torch.cat([start_of[i] + torch.arange(length) for i, length in enumerate(lengths)])
+    return Padding(tuple(shapes), slots.to(device))
+
+
+class PackedAttention(MegatronModule):
+    """Causal softmax attention of packed sequences, with grouped queries and values of their own width."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__(config=config)
+        if config.context_parallel_size > 1:
+            raise ValueError("attention in plain torch does not split sequences over context-parallel ranks")
+        self.layer_number = layer_number
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query_thd: Tensor,
+        key_tgd: Tensor,
+        value_tgd: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        packed_seq_params: PackedSequences,
+        **_: Any,
+    ) -> Tensor:
+        """Attend within each sequence. t tokens, h query heads, g key heads, d widths; returns [t, h * d]."""
+        padding = packed_seq_params.padding
+        sizes = [count * length for count, length in padding.shapes]
+        batches = zip(
+            padding.shapes,
+            *(_pad(x, padding).split(sizes) for x in (query_thd, key_tgd, value_tgd)),
+            strict=True,
+        )
+        out_se = torch.cat([self._attend(shape, *qkv) for shape, *qkv in batches])
+        return out_se.index_select(0, padding.slot_t)
+
+    def _attend(self, shape: tuple[int, int], query_shd: Tensor, key_sgd: Tensor, value_sgd: Tensor) -> Tensor:
+        """Attend in one padded batch. Padding stands to the right, where the causal mask hides it from real tokens."""
+        query, key, value = (x.unflatten(0, shape).transpose(1, 2) for x in (query_shd, key_sgd, value_sgd))
+        out_bhld = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=query.size(1) != key.size(1)
+        )
+        return out_bhld.transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def _pad(x_thd: Tensor, padding: Padding) -> Tensor:
+    """Copy each token to its slot, zeros elsewhere. (The gradient is a plain row selection, which a gather's is not.)"""
+    return x_thd.new_zeros(padding.slots, *x_thd.shape[1:]).index_copy(0, padding.slot_t, x_thd)

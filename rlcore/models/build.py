@@ -1,0 +1,48 @@
+"""Builds this rank's part of a model: one PolicyModel per virtual pipeline stage, weights not yet filled in."""
+
+import copy
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from rlcore.models.config import transformer_config
+from rlcore.models.forward import PolicyModel
+from rlcore.models.spec import ModelSpec
+
+__all__ = ["build_model", "padded_vocab_size", "transformer_config"]
+
+
+def padded_vocab_size(vocab_size: int, tensor_parallel: int) -> int:
+    """Smallest number of rows, at least `vocab_size`, that TP ranks can share equally."""
+    return -(-vocab_size // tensor_parallel) * tensor_parallel
+
+
+def build_model(spec: ModelSpec, config: TransformerConfig, *, meta: bool = False) -> list[PolicyModel]:
+    """Build the stages that this rank holds, in order, with uninitialised weights of `config.params_dtype`.
+
+    `meta` allocates nothing: names, shapes and types only. Needs Megatron's process groups.
+    """
+    if meta:
+        config = copy.copy(config)
+        config.use_cpu_initialization = True
+    stages = config.virtual_pipeline_model_parallel_size
+    with torch.device("meta") if meta else nullcontext():
+        return [_stage(spec, config, vp_stage) for vp_stage in (range(stages) if stages else (None,))]
+
+
+def _stage(spec: ModelSpec, config: TransformerConfig, vp_stage: int | None) -> PolicyModel:
+    ends: dict[str, Any] = {"ignore_virtual": False, "vp_stage": vp_stage}
+    return PolicyModel(
+        config,
+        spec.layer_specs(config, vp_stage),
+        vocab_size=padded_vocab_size(spec.vocab_size, config.tensor_model_parallel_size),
+        true_vocab_size=spec.vocab_size,
+        pre_process=parallel_state.is_pipeline_first_stage(**ends),
+        post_process=parallel_state.is_pipeline_last_stage(**ends),
+        share_embeddings_and_output_weights=spec.tied_embeddings,
+        vp_stage=vp_stage,
+        **spec.model_args,
+    )

@@ -1,0 +1,133 @@
+"""From a ModelSpec and a recipe's choices to Megatron's TransformerConfig: who may set which field, checked here."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+
+from rlcore.config.schema import Parallel, Recompute
+from rlcore.errors import Problem, raise_if_any
+from rlcore.models.spec import ModelSpec
+
+# Fields that follow from a recipe key of their own, by that key.
+OWNED_FIELDS: Mapping[str, str] = {
+    "tensor_model_parallel_size": "parallel.tp",
+    "sequence_parallel": "parallel.tp",
+    "pipeline_model_parallel_size": "parallel.pp",
+    "virtual_pipeline_model_parallel_size": "parallel.vpp",
+    "num_layers_in_first_pipeline_stage": "parallel.first_stage_layers",
+    "num_layers_in_last_pipeline_stage": "parallel.last_stage_layers",
+    "pipeline_model_parallel_layout": "parallel.pipeline_layout",
+    "context_parallel_size": "parallel.cp",
+    "expert_model_parallel_size": "parallel.ep",
+    "expert_tensor_parallel_size": "parallel.etp",
+    "params_dtype": "model.dtype",
+    "pipeline_dtype": "model.dtype",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "recompute_granularity": "recompute.granularity",
+    "recompute_method": "recompute.method",
+    "recompute_num_layers": "recompute.num_layers",
+    "recompute_modules": "recompute.modules",
+    "mtp_num_layers": "mtp.num_layers",
+    "mtp_loss_scaling_factor": "mtp.loss_scaling_factor",
+}
+
+# What makes packed micro-batches of unequal lengths train right; rlcore computes losses per token.
+_FIXED: Mapping[str, Any] = {
+    "calculate_per_token_loss": True,
+    "variable_seq_lengths": True,
+    "perform_initialization": False,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+
+# Defaults that a recipe's `megatron:` may change. The dispatcher counts even without experts: Megatron refuses
+# variable lengths beside its own default.
+_DEFAULTS: Mapping[str, Any] = {
+    "moe_token_dispatcher_type": "alltoall",
+    "deallocate_pipeline_outputs": True,
+    "cuda_graph_scope": [],
+}
+
+
+def transformer_config(
+    spec: ModelSpec,
+    *,
+    parallel: Parallel,
+    dtype: torch.dtype,
+    recompute: Recompute,
+    megatron_overrides: Mapping[str, Any],
+) -> TransformerConfig:
+    """Build the configuration of one rank's model.
+
+    `megatron_overrides` are fields of TransformerConfig from the recipe's `megatron:`. Raises RlcoreError
+    for every one that does not exist, and for those that belong to another recipe key or to the model.
+    """
+    kind = MLATransformerConfig if spec.latent_attention else TransformerConfig
+    raise_if_any(_override_problems(spec, megatron_overrides, {f.name for f in dataclasses.fields(kind)}))
+    fields = {
+        **_DEFAULTS,
+        **spec.transformer_config,
+        "activation_func": getattr(F, spec.transformer_config.get("activation_func", "silu")),
+        **_parallel_fields(parallel),
+        **_dtype_fields(dtype),
+        **_recompute_fields(recompute),
+        **_FIXED,
+        "use_cpu_initialization": not torch.cuda.is_available(),
+        **megatron_overrides,
+    }
+    return kind(num_layers=len(spec.layers), hidden_size=spec.hidden_size, **fields)
+
+
+def _parallel_fields(parallel: Parallel) -> dict[str, Any]:
+    """Sequence parallelism comes with TP always: without it some norms' gradients are wrong (latent attention)."""
+    return {
+        "tensor_model_parallel_size": parallel.tp,
+        "sequence_parallel": parallel.tp > 1,
+        "pipeline_model_parallel_size": parallel.pp,
+        "virtual_pipeline_model_parallel_size": parallel.vpp,
+        "num_layers_in_first_pipeline_stage": parallel.first_stage_layers,
+        "num_layers_in_last_pipeline_stage": parallel.last_stage_layers,
+        "pipeline_model_parallel_layout": parallel.pipeline_layout,
+        "context_parallel_size": parallel.cp,
+        "expert_model_parallel_size": parallel.ep,
+        "expert_tensor_parallel_size": parallel.etp,
+    }
+
+
+def _dtype_fields(dtype: torch.dtype) -> dict[str, Any]:
+    return {"params_dtype": dtype, "pipeline_dtype": dtype, "bf16": dtype == torch.bfloat16}
+
+
+def _recompute_fields(recompute: Recompute) -> dict[str, Any]:
+    match recompute.granularity:
+        case "none":
+            return {}
+        case "selective":
+            return {"recompute_granularity": "selective", "recompute_modules": recompute.modules or None}
+        case "full":
+            return {
+                "recompute_granularity": "full",
+                "recompute_method": recompute.method,
+                "recompute_num_layers": recompute.num_layers,
+            }
+
+
+def _override_problems(spec: ModelSpec, overrides: Mapping[str, Any], known: set[str]) -> Iterator[Problem]:
+    for name in overrides:
+        place = f"megatron.{name}"
+        if name in OWNED_FIELDS:
+            yield Problem(place, "belongs to a recipe key of its own", f"set {OWNED_FIELDS[name]} instead")
+        elif name in _FIXED:
+            yield Problem(place, "is fixed: packed training depends on it", "remove it")
+        elif name in spec.transformer_config or name in ("num_layers", "hidden_size"):
+            yield Problem(place, "is the model's architecture", "change it under model.overrides")
+        elif name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            remedy = f"did you mean {close[0]}?" if close else "remove it"
+            yield Problem(place, "is no field of Megatron's TransformerConfig", remedy)

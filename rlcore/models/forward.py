@@ -1,0 +1,62 @@
+"""A GPTModel that ends at its hidden states, so that log-probs need never hold the logits of a whole micro-batch.
+
+The trainer multiplies hidden states by the output weight in chunks of tokens; parity checks do it at once.
+"""
+
+from typing import Any
+
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor, nn
+
+from rlcore.models.attention import PackedSequences
+
+
+class PolicyModel(GPTModel):
+    """Megatron's GPTModel without the last step from hidden states to logits.
+
+    `vocab_size` may be padded for tensor parallelism; `true_vocab_size` is the tokenizer's.
+    """
+
+    def __init__(self, *args: Any, true_vocab_size: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.true_vocab_size = true_vocab_size
+
+    def _postprocess(self, hidden_states: Tensor, **_: Any) -> Tensor:
+        return hidden_states
+
+
+def forward_hidden(
+    model: nn.Module, tokens_1t: Tensor, position_ids_1t: Tensor, packed_seq_params: PackedSequences
+) -> Tensor:
+    """Run one pipeline stage on a packed micro-batch.
+
+    `model` is a PolicyModel, or one wrapped for data parallelism; tokens and positions are int64 [1, t].
+    Returns hidden states [t, 1, h], after the final norm on the last stage; under sequence parallelism only
+    this TP rank's t / tp of them.
+    """
+    return model(tokens_1t, position_ids_1t, None, packed_seq_params=packed_seq_params)
+
+
+def output_weight(model: nn.Module) -> Tensor:
+    """Rows of the output layer that this TP rank holds, [v, h], padding left out; the last stage only."""
+    policy = unwrap(model)
+    if policy.share_embeddings_and_output_weights:
+        weight = policy.shared_embedding_or_output_weight()
+    else:
+        weight = policy.output_layer.weight
+    start = vocabulary_start(policy)
+    return weight[: max(0, policy.true_vocab_size - start)]
+
+
+def vocabulary_start(model: nn.Module) -> int:
+    """Token id of the first row of `output_weight`."""
+    policy = unwrap(model)
+    group = policy.pg_collection.tp
+    return group.rank() * (policy.vocab_size // group.size())
+
+
+def unwrap(model: nn.Module) -> PolicyModel:
+    """Look through the wrappers of data parallelism and mixed precision."""
+    while not isinstance(model, PolicyModel):
+        model = model.module
+    return model
