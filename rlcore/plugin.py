@@ -77,8 +77,7 @@ class FunctionPlugin:
         # The registry reads the options model and the place of definition off the author's own function.
         noted = getattr(function, "__annotations__", {}).get("options")
         factory.__annotations__ = {} if noted is None else {"options": noted}
-        factory.__signature__ = inspect.signature(factory)  # type: ignore[attr-defined]
-        factory.__wrapped__ = function  # type: ignore[attr-defined]
+        factory.rlcore_definition = function  # type: ignore[attr-defined]
         setattr(self, hook, hookimpl(factory))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

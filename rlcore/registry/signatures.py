@@ -13,7 +13,7 @@ ABSENT = inspect.Signature.empty
 
 def location(function: Callable[..., Any]) -> str:
     """FILE:LINE of a function's definition."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    code = getattr(_definition(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
 
 
@@ -26,7 +26,7 @@ def annotation(function: Callable[..., Any], name: str) -> Any:
     if not isinstance(noted, str):
         return noted
     try:
-        return eval(noted, inspect.unwrap(function).__globals__)
+        return eval(noted, _definition(function).__globals__)
     except Exception:
         return noted
 
@@ -85,3 +85,8 @@ def _method_defects(method: Any, wanted: Callable[..., Any], protocol: type) -> 
     except TypeError:
         return [f"{wanted.__name__} must take ({parameters}) ({location(method)})"]
     return []
+
+
+def _definition(function: Callable[..., Any]) -> Any:
+    """What the author wrote: the function behind a decorator's factory (`rlcore.plugin`) or a wrapper."""
+    return inspect.unwrap(getattr(function, "rlcore_definition", function))
