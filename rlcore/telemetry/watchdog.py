@@ -1,0 +1,86 @@
+"""Notices a run that stands still, and says where: the phase, what it waits for, and every thread's stack.
+
+It only speaks. Whether to stop is for the operator: a slow phase and a hung one look alike from here.
+"""
+
+import faulthandler
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rlcore.telemetry.events import STALL, EventLog
+from rlcore.telemetry.timing import OTHER
+
+
+class Watchdog:
+    """Warns once `stall_after` seconds pass without progress, then again each time the wait has doubled.
+
+    `warn` is given one line of text, from the watchdog's own thread. Use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        events: EventLog,
+        logs: Path,
+        stall_after: float,
+        warn: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._events = events
+        self._logs = logs
+        self._stall_after = stall_after
+        self._warn = warn
+        self._clock = clock
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="stall-watchdog", daemon=True)
+        self._phase = OTHER
+        self.progress()
+
+    def enter(self, phase: str) -> None:
+        """A phase begins, which counts as progress; fits `PhaseTimer(on_change=…)`."""
+        self._phase = phase
+        self.progress()
+
+    def progress(self, waiting_for: str = "") -> None:
+        """Something moved; `waiting_for` says what the run waits for from here on."""
+        self._waiting_for = waiting_for
+        self._warn_after = self._stall_after
+        self._moved = self._clock()
+
+    def check(self) -> None:
+        """Warn if the run stands still."""
+        idle = self._clock() - self._moved
+        if idle < self._warn_after:
+            return
+        self._warn_after = 2 * idle
+        stacks = self._dump_stacks()
+        waiting = f", waiting for {self._waiting_for}" if self._waiting_for else ""
+        self._warn(f"no progress in phase '{self._phase}' for {idle:.0f} s{waiting}; stacks are in {stacks}")
+        self._events.record(
+            STALL, phase=self._phase, waiting_for=self._waiting_for, seconds=round(idle, 1), stacks=stacks.name
+        )
+
+    def _dump_stacks(self) -> Path:
+        path = self._logs / f"stall-{self._phase}.txt"
+        with path.open("a") as file:
+            file.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} phase {self._phase}: {self._waiting_for}\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        return path
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(self._stall_after / 4, 5.0)):
+            self.check()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
