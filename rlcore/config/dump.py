@@ -7,6 +7,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
+from rlcore.config.rules import is_secret
 from rlcore.config.schema import Recipe
 from rlcore.config.tree import Node
 
@@ -16,6 +17,8 @@ DEFAULT = "default"
 def dump(recipe: Recipe, tree: Node, *, defaults: bool = True) -> str:
     """Write a recipe as YAML that loads back to an equal one; `defaults=False` keeps what somebody set."""
     values = recipe.model_dump(mode="json", exclude_unset=not defaults)
+    for name in filter(is_secret, recipe.cluster.env):  # refused by a rule, but `plan` still shows the rest
+        values["cluster"]["env"][name] = "…"
     yaml = YAML()
     yaml.width = 10_000
     text = StringIO()

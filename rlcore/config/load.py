@@ -148,8 +148,8 @@ def _lines_of(file: Path) -> Callable[[int], str]:
 
 def _overridden(tree: Node, override: str) -> Node:
     """Apply one `a.b=v`, whose value is YAML."""
-    place = f"--set {override}"
     key, equals, text = override.partition("=")
+    place = f"--set {key}=…" if key.startswith("cluster.env.") else f"--set {override}"
     if not equals or not all(key.split(".")):
         raise fail(place, "expected KEY=VALUE", "--set train.steps=100")
     value = parse(text, lambda _: place)

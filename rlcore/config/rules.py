@@ -14,6 +14,11 @@ from rlcore.config.schema import Recipe, ServerGroups
 _SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS)$", re.IGNORECASE)
 
 
+def is_secret(variable: str) -> bool:
+    """Whether an environment variable's name says that its value is nobody's business."""
+    return bool(_SECRET.search(variable))
+
+
 @dataclass(frozen=True)
 class Violation:
     """A rule that a recipe breaks, at the first of the keys that it reads."""
@@ -225,7 +230,7 @@ def kept_checkpoints_are_written(recipe: Recipe) -> Violations:
 
 def secrets_stay_out_of_recipes(recipe: Recipe) -> Violations:
     for name in recipe.cluster.env:
-        if _SECRET.search(name):
+        if is_secret(name):
             message = "a recipe is copied into every run folder and report; it must hold no secret"
             yield Violation(
                 (f"cluster.env.{name}",), message, f"export {name} in the shell that starts the workers"

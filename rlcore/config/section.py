@@ -39,11 +39,9 @@ class Use(Section):
     """Options of the plugin, checked against its own model."""
 
 
-class UseReward(Use):
-    """One of the rewards whose weighted sum a sample gets."""
+class RewardPolicy(Section):
+    """How calls of a reward are run, and what happens when one goes wrong."""
 
-    weight: float = 1.0
-    """Factor in the sum."""
     timeout: PositiveFloat = 30.0
     """Seconds that one call may take before its process is killed."""
     on_error: Literal["fail", "zero", "drop"] = "fail"
@@ -52,7 +50,14 @@ class UseReward(Use):
     """Worker processes that score at the same time."""
 
 
-class RewardsByMetadata(Section):
+class UseReward(Use, RewardPolicy):
+    """One of the rewards whose weighted sum a sample gets."""
+
+    weight: float = 1.0
+    """Factor in the sum."""
+
+
+class RewardsByMetadata(RewardPolicy):
     """Chooses the reward of each sample by a key of its metadata."""
 
     key: str = "rm_type"

@@ -142,16 +142,18 @@ def merge(base: Node, over: Node) -> Node:
 
 
 def assign(tree: Node, keys: Sequence[str], leaf: Node) -> Node:
-    """Return the tree with `leaf` laid over what `keys` lead to; a list is entered by index."""
-    if not keys:
-        return merge(tree, leaf)
+    """Return the tree with `leaf` laid over what `keys` lead to; lists are entered by index and never grow."""
     key, rest = keys[0], keys[1:]
-    if not isinstance(tree.value, list):
-        below = assign(Node(None, leaf.place), rest, leaf)
-        return merge(tree, Node({key: below}, leaf.place))
     child = tree.child(key)
-    if child is None:
-        raise fail(leaf.place, f"no item {key!r} in a list of {len(tree.value)}", f"0 to {len(tree.value) - 1}")
-    items = list(tree.value)
-    items[int(key)] = assign(child, rest, leaf)
-    return replace(tree, value=items)
+    if isinstance(tree.value, list):
+        if child is None:
+            size = len(tree.value)
+            raise fail(leaf.place, f"no item {key!r} in a list of {size}", f"0 to {size - 1}" if size else "")
+        items = list(tree.value)
+        items[int(key)] = assign(child, rest, leaf) if rest else merge(child, leaf)
+        return replace(tree, value=items)
+    if rest and child is not None and isinstance(tree.value, dict):
+        return replace(tree, value={**tree.value, key: assign(child, rest, leaf)})
+    for name in reversed(keys):
+        leaf = Node({name: leaf}, leaf.place)
+    return merge(tree, leaf)
