@@ -21,6 +21,7 @@ def dump(recipe: Recipe, tree: Node, *, defaults: bool = True) -> str:
         values["cluster"]["env"][name] = "…"
     yaml = YAML()
     yaml.width = 10_000
+    yaml.representer.add_representer(type(None), _null)
     text = StringIO()
     yaml.dump(_commented(values, tree, ()), text)
     return text.getvalue()
@@ -57,6 +58,10 @@ def _is_block(value: Any) -> bool:
     if isinstance(value, list):
         return any(isinstance(item, dict | list) for item in value)
     return isinstance(value, dict) and bool(value)
+
+
+def _null(representer: Any, _: None) -> Any:
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
 def _text(value: str) -> str:

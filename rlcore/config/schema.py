@@ -21,7 +21,17 @@ from rlcore.config.generation import (
     ServerGroups,
     SGLang,
 )
-from rlcore.config.section import PluginUse, Rewards, RewardsByMetadata, RewardUse, Section, Use, UseReward
+from rlcore.config.section import (
+    EstimatorUse,
+    PluginUse,
+    Rewards,
+    RewardsByMetadata,
+    RewardUse,
+    Section,
+    Use,
+    UseEstimator,
+    UseReward,
+)
 from rlcore.config.training import (
     KL,
     MTP,
@@ -55,6 +65,7 @@ __all__ = [
     "Recipe",
     "Recompute",
     "RewardUse",
+    "Rewards",
     "RewardsByMetadata",
     "Rollout",
     "SGLang",
@@ -67,6 +78,7 @@ __all__ = [
     "Telemetry",
     "Train",
     "Use",
+    "UseEstimator",
     "UseReward",
 ]
 
@@ -170,7 +182,7 @@ class Recipe(Section):
     """What a response is worth: a weighted list, or one chosen by each sample's metadata."""
     filters: list[PluginUse] = []
     """Sampling filters, in order."""
-    advantage: PluginUse = Use(use="grpo")
+    advantage: EstimatorUse = UseEstimator()
     """Advantage estimator."""
     loss: PluginUse | None = None
     """Policy loss; by default the estimator's own."""

@@ -39,6 +39,13 @@ class Use(Section):
     """Options of the plugin, checked against its own model."""
 
 
+class UseEstimator(Use):
+    """The advantage estimator."""
+
+    use: str = "grpo"
+    """Name of the entry point."""
+
+
 class RewardPolicy(Section):
     """How calls of a reward are run, and what happens when one goes wrong."""
 
@@ -67,6 +74,7 @@ class RewardsByMetadata(RewardPolicy):
 
 
 PluginUse = Annotated[Use, BeforeValidator(_bare_name)]
+EstimatorUse = Annotated[UseEstimator, BeforeValidator(_bare_name)]
 RewardUse = Annotated[UseReward, BeforeValidator(_bare_name)]
 
 
