@@ -1,0 +1,132 @@
+"""Megatron's data parallelism, distributed optimizer and learning-rate schedule, from a recipe's settings."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from rlcore.config.schema import Optimizer
+from rlcore.errors import fail
+from rlcore.models.forward import PolicyModel
+
+# Gradients of micro-batches add up in float32, whatever the model computes in.
+_DDP_FIELDS: Mapping[str, Any] = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": True}
+
+
+class TrainingState:
+    """Weights wrapped for data parallelism, their optimizer and its schedule.
+
+    `megatron` may hold any field of Megatron's DDP and optimizer configurations; others are left alone.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[PolicyModel],
+        config: TransformerConfig,
+        settings: Optimizer,
+        total_steps: int,
+        megatron: Mapping[str, Any],
+    ) -> None:
+        ddp_config = DistributedDataParallelConfig(
+            **{**_DDP_FIELDS, **_known(DistributedDataParallelConfig, megatron)}
+        )
+        self.stages = [DistributedDataParallel(config, ddp_config, stage) for stage in stages]
+        config.finalize_model_grads_func = _finalize
+        self.optimizer: ChainedOptimizer = get_megatron_optimizer(
+            _optimizer_config(config, settings, megatron), self.stages, use_gloo_process_groups=False
+        )
+        self.schedule = _schedule(self.optimizer, settings, total_steps)
+        self._clip = settings.clip_grad
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def zero_gradients(self) -> None:
+        for stage in self.stages:
+            stage.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+    def gradient_norm(self) -> float:
+        """Norm of the whole model's gradient, after the ranks' shares were summed."""
+        self.optimizer.prepare_grads()
+        return float(self.optimizer.get_grad_norm())
+
+    def step(self, gradient_norm: float) -> None:
+        """Clip by the norm that `gradient_norm()` gave, update the weights and advance the schedule."""
+        if self._clip > 0:
+            for part in self.optimizer.chained_optimizers:
+                clip_grad_by_total_norm_fp32(part.get_parameters(), self._clip, gradient_norm)
+        self.optimizer.step_with_ready_grads()
+        self.schedule.step(increment=1)
+
+
+def _finalize(stages: list[torch.nn.Module], num_tokens: torch.Tensor | None = None, **kwargs: Any) -> None:
+    """Sum gradients over ranks. The token weights hold the normalisation already, so none is left to do here."""
+    finalize_model_grads(stages, None, **kwargs)
+
+
+def _optimizer_config(
+    config: TransformerConfig, settings: Optimizer, megatron: Mapping[str, Any]
+) -> OptimizerConfig:
+    fields = {
+        "optimizer": "adam",
+        "lr": settings.lr,
+        "min_lr": settings.min_lr,
+        "weight_decay": settings.weight_decay,
+        "adam_beta1": settings.beta1,
+        "adam_beta2": settings.beta2,
+        "adam_eps": settings.eps,
+        "clip_grad": settings.clip_grad,
+        "bf16": config.bf16,
+        "params_dtype": config.params_dtype,
+        "use_distributed_optimizer": True,
+        "use_precision_aware_optimizer": settings.precision_aware,
+        "optimizer_cpu_offload": settings.cpu_offload,
+        "overlap_cpu_optimizer_d2h_h2d": settings.overlap_offload,
+    }
+    return OptimizerConfig(**{**fields, **_known(OptimizerConfig, megatron)})
+
+
+def _schedule(optimizer: ChainedOptimizer, settings: Optimizer, total_steps: int) -> OptimizerParamScheduler:
+    decay_steps = settings.decay_steps or total_steps
+    if settings.warmup_steps >= decay_steps:
+        raise fail(
+            "optimizer.warmup_steps",
+            f"{settings.warmup_steps} steps of warm-up leave nothing of a schedule of {decay_steps} steps",
+            "warm up for fewer steps, or set optimizer.decay_steps",
+        )
+    if settings.min_lr > settings.lr:
+        raise fail("optimizer.min_lr", f"{settings.min_lr} exceeds optimizer.lr, {settings.lr}", "lower it")
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=settings.lr,
+        min_lr=settings.min_lr,
+        lr_warmup_steps=settings.warmup_steps,
+        lr_decay_steps=decay_steps,
+        lr_decay_style=settings.schedule,
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=decay_steps,
+        wd_incr_style="constant",
+        # A resumed run follows the recipe, which may have gained steps, and takes only its place from the checkpoint.
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
+    )
+
+
+def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
