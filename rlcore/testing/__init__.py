@@ -1,0 +1,1 @@
+"""What tests and plugin authors use: tiny models, a tiny tokenizer, and the contract kit."""

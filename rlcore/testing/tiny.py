@@ -1,0 +1,72 @@
+"""Tiny checkpoints made offline: a byte-level tokenizer and a transformers model with random weights.
+
+They let tests and demos run the real code paths without a download. Templates, special tokens and
+configurations come from the caller; nothing here knows a model family.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+def tiny_tokenizer(
+    folder: Path,
+    *,
+    chat_template: str,
+    special_tokens: Sequence[str],
+    eos_token: str,
+    plain_tokens: Sequence[str] = (),
+) -> "PreTrainedTokenizerFast":
+    """Write a tokenizer of 256 byte tokens (ids 0 to 255) followed by `special_tokens` and `plain_tokens`.
+
+    Every text round-trips, and a digit is one token. `plain_tokens` are added tokens that survive
+    `skip_special_tokens`. Padding uses `eos_token`, on the left.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: id_ for id_, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special_tokens]
+    )
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in plain_tokens])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=eos_token,
+        pad_token=eos_token,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        chat_template=chat_template,
+    )
+    wrapped.save_pretrained(folder)
+    return wrapped
+
+
+def tiny_checkpoint(
+    folder: Path, config: Mapping[str, Any], *, seed: int = 0, jitter: float = 0.0
+) -> "PreTrainedModel":
+    """Write a transformers checkpoint in fp32 with random weights, from the content of a config.json.
+
+    `jitter` is the standard deviation of noise added to every weight: norms and biases start as ones and
+    zeros, which would hide a mix-up between them from a parity test. The global random state is left alone.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = dict(config)
+    model_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32).eval()
+        if jitter:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter), alpha=jitter)
+    model.save_pretrained(folder)
+    return model
