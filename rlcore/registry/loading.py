@@ -104,7 +104,7 @@ def _import(candidate: "Candidate") -> Any:
 def _remedy(error: BaseException) -> str:
     """The pip command for a module that is missing."""
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return install_command(error.name.partition(".")[0])
+        return install_command(error.name)
     return ""
 
 

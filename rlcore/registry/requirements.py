@@ -12,16 +12,31 @@ import rlcore
 
 State = Literal["found", "disabled", "incompatible", "conflict", "missing-dependency", "ok", "broken"]
 
-# Top-level modules of the optional dependencies, by the extra of rlcore that brings them.
+# What each extra of rlcore brings: top-level module and the distribution that holds it.
 EXTRAS = {
-    "train": ("torch", "megatron", "transformers", "mbridge", "ray", "safetensors", "einops", "numpy"),
-    "sglang": ("sglang",),
-    "deepep": ("deep_ep",),
+    "train": {
+        "torch": "torch",
+        "megatron": "megatron-core",
+        "transformers": "transformers",
+        "mbridge": "mbridge",
+        "ray": "ray",
+        "safetensors": "safetensors",
+        "einops": "einops",
+        "numpy": "numpy",
+    },
+    "sglang": {"sglang": "sglang"},
+    "deepep": {"deep_ep": "deep_ep"},
 }
 
 
+def is_optional(module: str) -> bool:
+    """Whether a module (dotted or not) belongs to an extra of rlcore."""
+    return any(module.partition(".")[0] in modules for modules in EXTRAS.values())
+
+
 def install_command(module: str) -> str:
-    """The pip command that brings a top-level module: an extra of rlcore where one holds it."""
+    """The pip command that brings a module: an extra of rlcore where one holds it."""
+    module = module.partition(".")[0]
     for extra, modules in EXTRAS.items():
         if module in modules:
             return f"pip install 'rlcore[{extra}]'"
@@ -53,7 +68,7 @@ def unmet(requires: Iterable[str]) -> Lack | None:
             if not requirement.specifier.contains(rlcore.__version__, prereleases=True):
                 reason = f"it needs rlcore{requirement.specifier}, this is rlcore {rlcore.__version__}"
                 return Lack("incompatible", reason, f"pip install 'rlcore{requirement.specifier}'")
-        elif not _is_installed(requirement.name):
+        elif installed_version(requirement.name) is None:
             missing.append(f"{requirement.name}{requirement.specifier}")
     if missing:
         command = "pip install " + " ".join(f"'{name}'" for name in missing)
@@ -61,9 +76,9 @@ def unmet(requires: Iterable[str]) -> Lack | None:
     return None
 
 
-def _is_installed(name: str) -> bool:
+def installed_version(distribution: str) -> str | None:
+    """The version of a distribution, or None if it is not installed."""
     try:
-        importlib.metadata.distribution(name)
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
