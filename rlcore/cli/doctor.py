@@ -80,26 +80,20 @@ def _training() -> list[Finding]:
 
 
 def _accelerated() -> list[Finding]:
-    versions = {name: installed_version(name) for name in ACCELERATED}
     return [
-        Finding(
-            name, f"{version}, for {ACCELERATED[name]}" if version else f"absent; it is for {ACCELERATED[name]}"
-        )
-        for name, version in versions.items()
+        Finding(name, f"{installed_version(name) or 'absent'}; it is for {purpose}")
+        for name, purpose in ACCELERATED.items()
     ]
 
 
 def _plugins() -> list[Finding]:
-    """Plugins in trouble, and copies of distributions that hide others."""
+    """Plugins in trouble, and copies of distributions that are hidden by others."""
     catalog = Catalog.installed()
     sound = sum(one.sound for one in catalog.candidates)
     bad = [one for one in catalog.candidates if not one.sound]
-    hidden = "an earlier copy on sys.path hides it; the plugins listed are those of the earlier copy"
+    hidden = "an earlier copy on sys.path hides this one"
     return [
         Finding("plugins", f"{sound} can be used, {len(bad)} cannot", not bad),
-        *(Finding("plugin", f"{one.place} is {one.state}: {one.reason}", False, one.remedy) for one in bad),
-        *(
-            Finding("distribution", f"{copy}: {hidden}", False, "pip uninstall it there")
-            for copy in catalog.shadowed
-        ),
+        *(Finding("plugin", one.trouble[0], False, one.remedy) for one in bad),
+        *(Finding("distribution", f"{copy}: {hidden}", False, "uninstall it") for copy in catalog.shadowed),
     ]

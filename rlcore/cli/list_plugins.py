@@ -23,16 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=tuple(KINDS), help="only this kind")
     parser.add_argument("--explain", metavar="NAME", help="all about one plugin, its options included")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds that one import may take")
-    parser.add_argument(
-        "--no-plugin",
-        action="append",
-        default=[],
-        metavar="X",
-        help="treat as absent: NAME, DIST:NAME or KIND:NAME",
-    )
-    parser.add_argument(
-        "--require", action="append", default=[], metavar="X", help="exit with 1 unless it is there and sound"
-    )
+    several = {"action": "append", "default": [], "metavar": "X"}
+    parser.add_argument("--no-plugin", **several, help="treat X (NAME, DIST:NAME or KIND:NAME) as absent")
+    parser.add_argument("--require", **several, help="exit with 1 unless X is there and can be used")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,4 +91,4 @@ def _explanation(probe: "Probe") -> str:
     for option in probe.options:
         default = "required" if option["default"] is None else f"default {option['default']}"
         rows.append((f"option {option['name']}", f"{option['type']}, {default}. {option['help']}".strip()))
-    return table(*rows[:1], rows[1:])
+    return table(rows[0], rows[1:])

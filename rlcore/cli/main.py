@@ -80,12 +80,10 @@ def _run(name: str, arguments: Sequence[str], debug: bool) -> int:
         module = importlib.import_module(COMMANDS[name][0])
         parser = argparse.ArgumentParser(prog=f"rlcore {name}", description=module.__doc__)
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
-        parser.add_argument(
-            "--debug", action="store_true", default=debug, help="show the traceback of an error"
-        )
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
         module.add_arguments(parser)
         args = parser.parse_args(arguments)
-        debug = args.debug
+        debug = debug or args.debug
         code: int = module.run(args)
         return code
     except (BrokenPipeError, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Show the recipes that the installed plugins ship; `rlcore plan NAME` and `rlcore train NAME` take the names."""
+"""Show the recipes that the installed plugins ship; `rlcore plan` and `rlcore train` take their names."""
 
 import argparse
 
