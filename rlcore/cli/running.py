@@ -1,0 +1,67 @@
+"""What `rlcore train` and `rlcore sft` share: their arguments, and the words at the end of a run."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlcore.errors import RlcoreError, fail
+
+if TYPE_CHECKING:
+    from rlcore.config.load import LoadedRecipe
+    from rlcore.controller.run_start import RunPlace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of a command that makes a run."""
+    parser.add_argument("recipe", nargs="?", help="a recipe file, or the name of a shipped one (rlcore recipes)")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a value of the recipe, such as --set train.steps=20; may be given often",
+    )
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint in --run-dir; needs no RECIPE"
+    )
+    parser.add_argument(
+        "--accept-plugin-changes", action="store_true", help="resume even if an installed plugin has changed"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, start nothing, write nothing")
+    parser.add_argument("--quiet", action="store_true", help="print warnings and results only")
+
+
+def load(args: argparse.Namespace) -> "LoadedRecipe":
+    """The recipe that the arguments name; a resumed run has its own."""
+    from rlcore.config.load import load_recipe
+
+    if args.recipe:
+        return load_recipe(args.recipe, args.overrides)
+    if not (args.resume and args.run_dir):
+        raise fail("RECIPE", "no recipe was given", "rlcore recipes lists those that are shipped")
+    written = args.run_dir / "config.resolved.yaml"
+    if not written.is_file():
+        raise fail(str(args.run_dir), "holds no run to resume", "give the recipe and drop --resume")
+    return load_recipe(str(written), args.overrides)
+
+
+def run(command: str, args: argparse.Namespace, place: "RunPlace", body: Callable[[], None]) -> int:
+    """Run `body` in `place`; however it ends, say what is there and how to go on."""
+    again = f"rlcore {command} --resume --run-dir {place.path}"
+    if args.dry_run:
+        print("the recipe, its plugins, its data and its checkpoint are sound; nothing was started")
+        return 0
+    try:
+        body()
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; everything up to the last step is saved. To go on:\n  {again}", file=sys.stderr)
+        return 130
+    except RlcoreError:
+        if place.path.is_dir():
+            print(f"the run stopped; when the cause is mended, this goes on:\n  {again}", file=sys.stderr)
+        raise
+    return 0

@@ -1,0 +1,192 @@
+"""The loop of reinforcement learning: sync, roll out, score, estimate, train; again, until the steps are done.
+
+Weights are synced at the start of what needs them, so that a step ends with the optimizer: whatever
+interrupts the run later finds it at a step's boundary, and the next attempt repeats the rest exactly.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from rlcore.config.schema import Recipe
+from rlcore.controller.batch import estimate_advantages, split_updates
+from rlcore.controller.evaluation import EvaluationSet
+from rlcore.controller.metrics import evaluation_metrics, rollout_metrics
+from rlcore.controller.selection import AlgorithmPlugins
+from rlcore.controller.session import Session
+from rlcore.controller.sync import sync_weights
+from rlcore.data.prompts import PromptSource
+from rlcore.data.sample import Sample
+from rlcore.rollout.engine import Engine
+from rlcore.rollout.generation import Generator, Rollout
+from rlcore.telemetry.rollouts import TRAINING, evaluation_kind, write_samples
+from rlcore.trainer.batch import TrainSample
+from rlcore.trainer.objectives import PolicyObjective
+
+if TYPE_CHECKING:
+    from rlcore.trainer.trainer import Trainer
+
+LogProbs = Sequence[torch.Tensor] | None
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Those who do the work of a step."""
+
+    trainer: "Trainer"
+    engine: Engine
+    generator: Generator
+    judge: Generator
+    source: PromptSource
+
+
+class Grpo:
+    """Trains a policy, step by step, from rewards on its own samples."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        actors: Actors,
+        algorithm: AlgorithmPlugins,
+        evaluations: Sequence[EvaluationSet],
+        session: Session,
+    ) -> None:
+        self._recipe = recipe
+        self._actors = actors
+        self._estimator = algorithm.estimator
+        self._objective = PolicyObjective(algorithm.loss, recipe.algorithm)
+        self._evaluations = evaluations
+        self._session = session
+        self._samples = recipe.rollout.prompts_per_step * recipe.rollout.samples_per_prompt
+        self._engine_is_fresh = False
+
+    async def run(self, total_steps: int) -> None:
+        """Train until `total_steps` are done, evaluating and saving as the recipe says."""
+        settings = self._recipe.eval
+        if settings.before_train and self._session.done == 0:
+            await self._evaluate()
+        while self._session.done < total_steps:
+            await self._step()
+            done = self._session.done
+            if done == total_steps or (settings.every and done % settings.every == 0):
+                await self._evaluate()
+
+    async def _step(self) -> None:
+        session, step = self._session, self._session.done + 1
+        await self._sync()
+        with session.timer("rollout"):
+            rollout = await self._actors.generator.rollout(
+                self._actors.source, step=step, on_progress=self._show("rollout")
+            )
+        samples = [sample for group in rollout.groups for sample in group]
+        if self._recipe.telemetry.save_rollouts:
+            write_samples(session.folder.paths.rollouts, TRAINING, step, samples)
+        with session.timer("train"):
+            trained = self._train(samples)
+        session.end_step(
+            {**rollout_metrics(samples), **rollout.metrics, **trained}, self._actors.source.state()
+        )
+        self._engine_is_fresh = False
+
+    def _train(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Turn a rollout into one or more optimizer steps; returns their metrics, averaged."""
+        trainer = self._actors.trainer
+        updates = split_updates(samples, self._global_batch_size())
+        plain = [self._train_sample(sample) for sample in samples]
+        log_probs = trainer.log_probs(plain) if self._needs_log_probs(len(updates)) else None
+        reference = trainer.reference_log_probs(plain) if self._needs_reference() else None
+        advantages, estimate = estimate_advantages(
+            samples, self._estimator, self._recipe.algorithm, log_probs, reference
+        )
+        batch = [
+            self._train_sample(sample, advantages[i], log_probs and log_probs[i], reference and reference[i])
+            for i, sample in enumerate(samples)
+        ]
+        rows = [trainer.train_step([batch[i] for i in update], self._objective) for update in updates]
+        return {**_mean(rows), **_first(rows, "logprob_gap/"), **estimate.metrics}
+
+    def _train_sample(
+        self,
+        sample: Sample,
+        advantages: torch.Tensor | None = None,
+        log_probs: torch.Tensor | None = None,
+        reference: torch.Tensor | None = None,
+    ) -> TrainSample:
+        version = self._actors.engine.version
+        return TrainSample(
+            name=f"sample {sample.index} of prompt {sample.group}",
+            tokens=[*sample.prompt_tokens, *sample.tokens],
+            prompt_length=len(sample.prompt_tokens),
+            loss_mask=sample.loss_mask,
+            advantages=None if advantages is None else advantages.tolist(),
+            old_log_probs=None if log_probs is None else log_probs.tolist(),
+            ref_log_probs=None if reference is None else reference.tolist(),
+            rollout_log_probs=sample.log_probs,
+            fresh=[made == version for made in sample.versions],
+        )
+
+    def _needs_log_probs(self, updates: int) -> bool:
+        """One update from on-policy samples has a ratio of 1 by definition: nothing to compute beforehand."""
+        return (
+            updates > 1
+            or "log_probs" in self._estimator.needs
+            or bool(self._recipe.algorithm.kl.reward_coefficient)
+            or self._recipe.rollout.partial
+        )
+
+    def _needs_reference(self) -> bool:
+        kl = self._recipe.algorithm.kl
+        return bool(kl.loss_coefficient or kl.reward_coefficient) or "ref_log_probs" in self._estimator.needs
+
+    def _global_batch_size(self) -> int:
+        train = self._recipe.train
+        if train.updates_per_rollout:
+            return -(-self._samples // train.updates_per_rollout)
+        return train.global_batch_size or self._samples
+
+    async def _sync(self) -> None:
+        """Give the engine the trainer's weights, unless it has them."""
+        if self._engine_is_fresh:
+            return
+        with self._session.timer("sync"):
+            await sync_weights(
+                self._actors.engine,
+                self._actors.trainer.exporter,
+                self._session.done,
+                self._recipe.sync.bucket_mib,
+            )
+        self._engine_is_fresh = True
+
+    async def _evaluate(self) -> None:
+        session = self._session
+        for problems in self._evaluations:
+            await self._sync()
+            name = problems.settings.name
+            with session.timer("evaluation"):
+                groups = await self._actors.judge.generate(
+                    problems.groups(self._recipe.seed), problems.settings, on_progress=self._show(f"evaluation {name}")
+                )
+            write_samples(session.folder.paths.rollouts, evaluation_kind(name), session.done, _flat(groups))
+            session.evaluation(evaluation_metrics(name, groups))
+
+    def _show(self, phase: str):  # noqa: ANN202
+        def show(done: int, total: int, tokens: int) -> None:
+            self._session.watchdog.progress()
+            self._session.progress.status(phase, done, total)
+
+        return show
+
+
+def _flat(groups: Iterable[Iterable[Sample]]) -> list[Sample]:
+    return [sample for group in groups for sample in group]
+
+
+def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _first(rows: Sequence[Mapping[str, float]], prefix: str) -> dict[str, float]:
+    """Metrics that only the first update can tell: after it, trainer and engine rightly differ."""
+    return {name: value for name, value in rows[0].items() if name.startswith(prefix)}

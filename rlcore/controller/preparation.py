@@ -1,0 +1,100 @@
+"""Everything about a run that can be wrong is found out here, before a folder is made or a process started."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlcore.config.checks import check
+from rlcore.config.load import LoadedRecipe
+from rlcore.config.schema import Dataset, Recipe
+from rlcore.config.support import unbuilt
+from rlcore.controller.evaluation import EvaluationSet
+from rlcore.controller.selection import ModelPlugins, select_model
+from rlcore.data.chat import Prompt, tokenize_prompts
+from rlcore.data.datasets import Row, load_rows
+from rlcore.data.tokenizer import load_tokenizer, stop_token_ids
+from rlcore.errors import Problem, RlcoreError, fail, raise_if_any
+from rlcore.registry import Catalog
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe whose plugins, checkpoint and tokenizer are known to be sound."""
+
+    loaded: LoadedRecipe
+    catalog: Catalog
+    checkpoint: Path
+    model: ModelPlugins
+    tokenizer: "PreTrainedTokenizerBase"
+    stop_ids: tuple[int, ...]
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.loaded.recipe
+
+
+def prepare(loaded: LoadedRecipe, command: str) -> Prepared:
+    """Check a recipe for `command` ("train", "sft" or "eval"); raises RlcoreError with every problem found."""
+    recipe = loaded.recipe
+    catalog = Catalog.installed(recipe.plugins.deny, recipe.plugins.require)
+    raise_if_any([*check(loaded, catalog), *unbuilt(loaded), *_missing_sections(recipe, command)])
+    checkpoint = _checkpoint_folder(recipe)
+    hf_config = json.loads((checkpoint / "config.json").read_text()) | dict(recipe.model.overrides)
+    return Prepared(
+        loaded,
+        catalog,
+        checkpoint,
+        select_model(catalog, recipe, hf_config),
+        load_tokenizer(checkpoint),
+        stop_token_ids(checkpoint),
+    )
+
+
+def load_prompts(prepared: Prepared, section: Dataset) -> list[Prompt]:
+    """Read and tokenize a dataset of the recipe, saying how many prompts were too long."""
+    prompts, dropped = tokenize_prompts(load_rows(section), prepared.tokenizer, section)
+    if dropped:
+        print(f"{section.path}: left out {dropped} prompts longer than {section.max_prompt_tokens} tokens")
+    return prompts
+
+
+def evaluation_sets(prepared: Prepared) -> list[EvaluationSet]:
+    """Read every evaluation set of the recipe; raises RlcoreError with the problems of all of them."""
+    sets: list[EvaluationSet] = []
+    problems: list[Problem] = []
+    for settings in prepared.recipe.eval.datasets:
+        try:
+            sets.append(EvaluationSet(settings, load_prompts(prepared, settings)[: settings.limit]))
+        except RlcoreError as error:
+            problems.extend(error.problems)
+    raise_if_any(problems)
+    return sets
+
+
+def _missing_sections(recipe: Recipe, command: str) -> list[Problem]:
+    """What the command cannot do without."""
+    needs: dict[str, Sequence[tuple[str, Any, str]]] = {
+        "train": [
+            ("data", recipe.data, "data: {path: prompts.jsonl}"),
+            ("rewards", recipe.rewards, "rewards: [NAME]; rlcore list-plugins --kind reward shows the installed"),
+            ("train.steps", recipe.train.steps or recipe.train.epochs, "train: {steps: 100}"),
+        ],
+        "sft": [("sft", recipe.sft, "sft: {data: {path: answers.jsonl}}")],
+        "eval": [("eval.datasets", recipe.eval.datasets, "eval: {datasets: [{name: NAME, path: problems.jsonl}]}")],
+    }
+    return [
+        Problem(key, f"rlcore {command} needs this key", remedy) for key, value, remedy in needs[command] if not value
+    ]
+
+
+def _checkpoint_folder(recipe: Recipe) -> Path:
+    folder = Path(recipe.model.checkpoint).expanduser()
+    if not folder.is_dir():
+        remedy = f"hf download {recipe.model.checkpoint} --local-dir FOLDER, then --set model.checkpoint=FOLDER"
+        raise fail("model.checkpoint", f"there is no folder {recipe.model.checkpoint!r} on this machine", remedy)
+    return folder

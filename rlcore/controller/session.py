@@ -1,0 +1,83 @@
+"""What every run has while it goes on, warm start and reinforcement alike: folder, clock, watchdog, terminal,
+checkpoints, and the rule for endings: save what is done, then say how to go on.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlcore.config.schema import Recipe
+from rlcore.controller.checkpoints import CheckpointStore, RunState
+from rlcore.telemetry.memory import MemoryMeter
+from rlcore.telemetry.progress import Progress
+from rlcore.telemetry.run_folder import RunFolder
+from rlcore.telemetry.timing import PhaseTimer
+from rlcore.telemetry.watchdog import Watchdog
+
+
+@dataclass
+class Session:
+    """A run in progress. `done` counts finished steps; `source` is the prompt source's state after them."""
+
+    folder: RunFolder
+    checkpoints: CheckpointStore
+    progress: Progress
+    timer: PhaseTimer
+    watchdog: Watchdog
+    memory: MemoryMeter
+    write_trainer: Callable[[Path], None]
+    done: int
+    source: Mapping[str, Any]
+
+    def end_step(self, metrics: Mapping[str, Any], source: Mapping[str, Any]) -> None:
+        """The step is done as far as weights and prompts go; nothing may be awaited between training and this."""
+        self.done += 1
+        self.source = source
+        row = {**metrics, **self.timer.end_step(), "memory/peak_rss_gb": self.memory.peak_gb()}
+        if tokens := row.get("tokens/generated", row.get("tokens")):
+            row["tokens/per_second"] = tokens / row["time/step"]
+        self.folder.metrics.append(self.done, row)
+        self.progress.step({"step": self.done, **row})
+        if self.checkpoints.due(self.done):
+            self.save()
+
+    def evaluation(self, metrics: Mapping[str, Any]) -> None:
+        """Record an evaluation of the weights after the steps done so far."""
+        self.folder.metrics.append(self.done, metrics)
+        self.progress.evaluation({"step": self.done, **metrics})
+
+    def save(self) -> None:
+        """Write a checkpoint of the last finished step, unless it is there already."""
+        with self.timer("checkpoint"):
+            place = self.checkpoints.save(RunState(self.done, self.source), self.write_trainer)
+        self.folder.events.record("checkpoint", step=self.done, path=place.name)
+
+
+@contextmanager
+def open_session(
+    recipe: Recipe,
+    folder: RunFolder,
+    *,
+    total_steps: int,
+    state: RunState,
+    write_trainer: Callable[[Path], None],
+    quiet: bool,
+) -> Iterator[Session]:
+    """Run the body with progress, watchdog and memory meter; save on any ending but a crash of the trainer itself."""
+    checkpoints = CheckpointStore(folder.paths.checkpoints, recipe.checkpoints)
+    with (
+        folder,
+        Progress(total_steps, recipe.name, first_step=state.step, quiet=quiet) as progress,
+        MemoryMeter() as memory,
+        Watchdog(folder.events, folder.paths.logs, recipe.telemetry.stall_after, progress.note) as watchdog,
+    ):
+        timer = PhaseTimer(watchdog.enter)
+        session = Session(
+            folder, checkpoints, progress, timer, watchdog, memory, write_trainer, state.step, state.source
+        )
+        try:
+            yield session
+        finally:
+            session.save()

@@ -1,0 +1,75 @@
+"""The supervised warm start: imitates answers, batch by batch; what `rlcore sft` does."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlcore.config.schema import SFT
+from rlcore.controller.checkpoints import RunState
+from rlcore.controller.preparation import Prepared
+from rlcore.controller.run_start import RunPlace, restore, start
+from rlcore.controller.session import Session, open_session
+from rlcore.data.datasets import load_rows
+from rlcore.data.sample import Sample
+from rlcore.data.supervised import batch_at, supervised_samples
+from rlcore.trainer.batch import TrainSample
+from rlcore.trainer.objectives import SftObjective
+from rlcore.trainer.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a warm start is made of, read and checked; nothing has been started or written yet."""
+
+    prepared: Prepared
+    sft: SFT
+    samples: Sequence[Sample]
+
+
+def gather(prepared: Prepared) -> Lessons:
+    """Read and tokenize the answers to imitate; raises RlcoreError for every row that cannot be used."""
+    sft = prepared.recipe.sft
+    assert sft is not None
+    samples, dropped = supervised_samples(load_rows(sft.data), prepared.tokenizer, sft, prepared.stop_ids)
+    if dropped:
+        print(f"{sft.data.path}: left out {dropped} rows longer than {sft.data.max_prompt_tokens} prompt tokens")
+    return Lessons(prepared, sft, samples)
+
+
+def imitate(lessons: Lessons, place: RunPlace, quiet: bool = False) -> None:
+    """Train to the end, or until interrupted; the run folder then holds a checkpoint to resume from."""
+    # An event loop only for its way with Ctrl-C: the step in progress ends before anything stops.
+    asyncio.run(_imitate(lessons, place, quiet))
+
+
+async def _imitate(lessons: Lessons, place: RunPlace, quiet: bool) -> None:
+    prepared, sft = lessons.prepared, lessons.sft
+    trainer = Trainer.from_recipe(
+        prepared.recipe, prepared.model, prepared.checkpoint, optimizer=sft.optimizer, total_updates=sft.steps
+    )
+    folder = start(prepared.loaded, prepared.model.plugins, place)
+    state = restore(folder, place, RunState(0, {}), trainer.load)
+    with open_session(
+        prepared.recipe, folder, total_steps=sft.steps, state=state, write_trainer=trainer.save, quiet=quiet
+    ) as session:
+        while session.done < sft.steps:
+            _step(lessons, trainer, session)
+            await asyncio.sleep(0)
+    trainer.save_hf(folder.path / "hf")
+
+
+def _step(lessons: Lessons, trainer: Trainer, session: Session) -> None:
+    seed = lessons.prepared.recipe.seed
+    samples = batch_at(lessons.samples, session.done, batch_size=lessons.sft.batch_size, seed=seed)
+    with session.timer("train"):
+        metrics = trainer.train_step([_train_sample(sample) for sample in samples], SftObjective())
+    session.end_step(metrics, source={})
+
+
+def _train_sample(sample: Sample) -> TrainSample:
+    return TrainSample(
+        name=f"row {sample.group + 1}",
+        tokens=[*sample.prompt_tokens, *sample.tokens],
+        prompt_length=len(sample.prompt_tokens),
+        loss_mask=sample.loss_mask,
+    )
