@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of the parts of a transformer layer, for the layer descriptions of model plugins. No torch.
+"""Parameters and FLOPs of the parts of a transformer layer, for the layer tables of model plugins. No torch.
 
 FLOPs are those of a forward pass, a multiply and an add counted as two, small terms (norms, rotations,
 softmax, activations) left out.

@@ -14,13 +14,13 @@ CPU = torch.device("cpu")
 
 
 class NullStream:
-    """A stream and an event on a device that has neither: work is done when a call returns."""
+    """A stream on a device that has none: work is done when a call returns."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
     def record_event(self, event: "NullStream | None" = None) -> "NullStream":
-        return event or self
+        return event or NullEvent()
 
     def query(self) -> bool:
         return True
@@ -29,6 +29,10 @@ class NullStream:
         pass
 
     record = wait = wait_event = wait_stream = synchronize = do_nothing
+
+
+class NullEvent(NullStream):
+    """An event on such a device."""
 
 
 STREAM = NullStream()

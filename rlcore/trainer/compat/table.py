@@ -5,6 +5,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -48,7 +49,16 @@ class Patch:
         return reduce(getattr, parents, importlib.import_module(module)), name
 
     def apply(self) -> None:
-        setattr(*self.owner(), self.value)
+        setattr(*self.owner(), _distinct(self.value))
+
+
+def _distinct(value: Any) -> Any:
+    """Copy a function: torch.compile keeps rules per function object and refuses one under two names."""
+    if not isinstance(value, FunctionType):
+        return value
+    return FunctionType(
+        value.__code__, value.__globals__, value.__name__, value.__defaults__, value.__closure__
+    )
 
 
 def _without_cuda(why: str, values: dict[str, Any]) -> tuple[Patch, ...]:
@@ -69,7 +79,7 @@ PATCHES: tuple[Patch, ...] = (
             "torch.cuda:synchronize": device.nothing,
             "torch.cuda:get_device_capability": device.device_capability,
             "torch.cuda:Stream": device.NullStream,
-            "torch.cuda:Event": device.NullStream,
+            "torch.cuda:Event": device.NullEvent,
             "torch.cuda:current_stream": device.current_stream,
             "torch.cuda:default_stream": device.current_stream,
             "torch.cuda:stream": device.stream,
