@@ -1,0 +1,60 @@
+"""The architecture of a checkpoint: its config.json, or the preset that a plugin ships for a public model."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlcore.errors import fail
+from rlcore.registry import Catalog
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A config.json with the recipe's overrides, and the file that it was read from."""
+
+    hf_config: dict[str, Any]
+    file: Path
+
+
+def is_here(checkpoint: str) -> bool:
+    """Whether a checkpoint is a folder of this machine."""
+    return Path(checkpoint).expanduser().is_dir()
+
+
+def read_architecture(checkpoint: str, overrides: dict[str, Any], catalog: Catalog) -> Architecture:
+    """Read the config.json of a folder, or the preset of a hub id that is not on this machine.
+
+    A preset is `presets/NAME.json` of a resource plugin, NAME in lower case without the organisation.
+    Raises RlcoreError at `model.checkpoint` for what is neither, and for what is not a configuration.
+    """
+    file = _config_file(checkpoint, catalog)
+    place = "model.checkpoint"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise fail(place, f"{file} does not exist", "a folder in Hugging Face format") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise fail(place, f"{file} is not JSON: {error}", "fetch the checkpoint again") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise fail(place, f"{file} names no model_type", "a folder in Hugging Face format")
+    return Architecture(config | overrides, file)
+
+
+def _config_file(checkpoint: str, catalog: Catalog) -> Path:
+    if is_here(checkpoint):
+        return Path(checkpoint).expanduser() / "config.json"
+    if not _HUB_ID.fullmatch(checkpoint):
+        message = f"there is no folder {checkpoint!r} on this machine"
+        raise fail("model.checkpoint", message, "the path of a checkpoint, or a hub id such as ORG/MODEL")
+    name = checkpoint.split("/")[1].lower()
+    for folder in catalog.resources().values():
+        if (preset := folder / "presets" / f"{name}.json").is_file():
+            return preset
+    message = f"{checkpoint!r} is not on this machine, and no installed plugin ships its configuration"
+    raise fail(
+        "model.checkpoint", message, f"hf download {checkpoint} --local-dir {name}, then checkpoint: {name}"
+    )

@@ -1,0 +1,187 @@
+"""What a sound recipe asks for, checked against this machine: plugins, checkpoint, files, native settings.
+
+It imports the plugins that the recipe names, and nothing heavy. Parallel layouts are `rlcore.layout`'s.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rlcore.config.checkpoint import is_here, read_architecture
+from rlcore.config.fields import suggest
+from rlcore.config.load import LoadedRecipe, in_reading_order
+from rlcore.config.native import megatron_problems, sglang_problems
+from rlcore.config.schema import Dataset, Recipe, RewardsByMetadata, ServerGroups, Use
+from rlcore.config.tree import parse
+from rlcore.errors import Problem, RlcoreError
+from rlcore.registry import Catalog
+
+_SLICE = re.compile(r"@\[-?\d*:-?\d*\]$")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A plugin that a recipe names, and the key that names it."""
+
+    key: str
+    kind: str
+    name: str
+    options: Mapping[str, Any]
+    options_key: str = ""
+
+
+def check(loaded: LoadedRecipe, catalog: Catalog) -> list[Problem]:
+    """Return every problem of a recipe, those that were found while loading included.
+
+    Files of data may be missing where the checkpoint is too: such a recipe is planned here and run elsewhere.
+    """
+    problems = [*_plugin_problems(loaded, catalog), *_model_problems(loaded.recipe, catalog)]
+    problems += native_problems(loaded.recipe)
+    problems += operator_file_problems(loaded.recipe)
+    if is_here(loaded.recipe.model.checkpoint):
+        problems += missing_data(loaded.recipe)
+    fresh = [located(loaded, found) for found in problems if not loaded.is_broken(found.place)]
+    return in_reading_order([*loaded.problems, *fresh])
+
+
+def located(loaded: LoadedRecipe, problem: Problem) -> Problem:
+    """Give a problem whose place is a key of the recipe the file and line of that key."""
+    if problem.place.split(".")[0] in Recipe.model_fields:
+        return replace(problem, place=loaded.place(problem.place))
+    return problem
+
+
+def selections(recipe: Recipe) -> Iterator[Selection]:
+    """Yield every plugin that a recipe names outright; the model's follow from its checkpoint."""
+    if isinstance(recipe.rewards, RewardsByMetadata):
+        for name, options in recipe.rewards.allowed.items():
+            yield Selection(f"rewards.allowed.{name}", "reward", name, options, f"rewards.allowed.{name}")
+    else:
+        for index, reward in enumerate(recipe.rewards):
+            yield _selected(f"rewards.{index}", "reward", reward)
+    for index, reward in enumerate(recipe.eval.rewards or []):
+        yield _selected(f"eval.rewards.{index}", "reward", reward)
+    for index, chosen in enumerate(recipe.filters):
+        yield _selected(f"filters.{index}", "sampling_filter", chosen)
+    yield _selected("advantage", "advantage_estimator", recipe.advantage)
+    if recipe.loss:
+        yield _selected("loss", "policy_loss", recipe.loss)
+    for index, name in enumerate(recipe.layout_validators):
+        yield Selection(f"layout_validators.{index}", "layout_validator", name, {})
+
+
+def _selected(key: str, kind: str, chosen: Use) -> Selection:
+    return Selection(key, kind, chosen.use, chosen.options, f"{key}.options")
+
+
+def model_selections(recipe: Recipe, catalog: Catalog) -> list[Selection]:
+    """Return the plugins of the model; raises RlcoreError if its checkpoint does not say what it is."""
+    architecture = read_architecture(recipe.model.checkpoint, recipe.model.overrides, catalog)
+    name = recipe.model.plugin or architecture.hf_config["model_type"]
+    key = "model.plugin" if recipe.model.plugin else "model.checkpoint"
+    return [Selection(key, kind, name, {}) for kind in ("model_spec", "weight_bridge", "layout_validator")]
+
+
+def _plugin_problems(loaded: LoadedRecipe, catalog: Catalog) -> Iterator[Problem]:
+    try:
+        catalog.required()
+    except RlcoreError as error:
+        yield from error.problems
+    for selection in selections(loaded.recipe):
+        if loaded.is_broken(selection.key):
+            continue
+        try:
+            plugin = catalog.load(selection.kind, selection.name, selection.key)
+            if selection.options_key:
+                plugin.parse_options(selection.options, selection.options_key)
+        except RlcoreError as error:
+            yield from error.problems
+
+
+def _model_problems(recipe: Recipe, catalog: Catalog) -> Iterator[Problem]:
+    try:
+        spec, *others = model_selections(recipe, catalog)
+        catalog.load(spec.kind, spec.name, spec.key)
+        for selection in others:
+            catalog.find(selection.kind, selection.name, selection.key)
+    except RlcoreError as error:
+        yield from error.problems
+
+
+def missing_data(recipe: Recipe) -> list[Problem]:
+    """Return a problem for every file of rows that is not on this machine, or is empty."""
+    datasets: dict[str, Dataset | None] = {
+        "data": recipe.data,
+        "sft.data": recipe.sft.data if recipe.sft else None,
+    }
+    datasets |= {f"eval.datasets.{index}": dataset for index, dataset in enumerate(recipe.eval.datasets)}
+    return [
+        problem
+        for key, dataset in datasets.items()
+        if dataset
+        for problem in _file_problems(f"{key}.path", Path(_SLICE.sub("", str(dataset.path))))
+    ]
+
+
+def operator_file_problems(recipe: Recipe) -> list[Problem]:
+    """Check the files that describe machines and servers."""
+    sglang = recipe.rollout.sglang
+    files = {
+        "cluster.hostfile": recipe.cluster.hostfile,
+        "rollout.sglang.python": sglang.python,
+        "rollout.sglang.config": sglang.config if isinstance(sglang.config, Path) else None,
+    }
+    return [problem for key, file in files.items() if file for problem in _file_problems(key, file)]
+
+
+def _file_problems(key: str, path: Path) -> Iterator[Problem]:
+    path = path.expanduser()
+    if not path.is_file():
+        siblings = sorted(str(file) for file in path.parent.glob("*") if file.is_file())
+        hint = suggest(str(path), siblings) if siblings else ""
+        remedy = hint if hint.startswith("did") else f"a path relative to {Path.cwd()}, or an absolute one"
+        yield Problem(key, f"there is no file {str(path)!r}", remedy)
+    elif path.stat().st_size == 0:
+        yield Problem(key, f"{str(path)!r} is empty", "at least one row")
+
+
+def native_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Check what passes through to Megatron and to SGLang."""
+    yield from megatron_problems(recipe.megatron)
+    sglang = recipe.rollout.sglang
+    elsewhere = sglang.python is not None
+    yield from sglang_problems("rollout.sglang.args", sglang.args, elsewhere=elsewhere)
+    try:
+        groups = server_groups(recipe)
+    except RlcoreError as error:
+        yield from error.problems
+        return
+    for m, model in enumerate(groups.sglang if groups else []):
+        for g, group in enumerate(model.server_groups):
+            key = f"rollout.sglang.config.sglang.{m}.server_groups.{g}.overrides"
+            shared = {} if "dp_size" not in group.overrides else sglang.args
+            yield from sglang_problems(key, {**_only_dp(shared), **group.overrides}, elsewhere=elsewhere)
+
+
+def _only_dp(args: Mapping[str, Any]) -> dict[str, Any]:
+    """What a group's dp_size is judged with, from the arguments that all groups share."""
+    return {"enable_dp_attention": True} if args.get("enable_dp_attention") else {}
+
+
+def server_groups(recipe: Recipe) -> ServerGroups | None:
+    """Return the server groups, read from their file where the recipe names one."""
+    config = recipe.rollout.sglang.config
+    if not isinstance(config, Path) or not config.is_file():
+        return config if isinstance(config, ServerGroups) else None
+    tree = parse(config.read_text(encoding="utf-8"), lambda line: f"{config}:{line}")
+    try:
+        return ServerGroups.model_validate(tree.plain(), strict=True)
+    except ValidationError as error:
+        raise RlcoreError(
+            Problem(f"{config} ({'.'.join(map(str, found['loc']))})", found["msg"])
+            for found in error.errors(include_url=False)
+        ) from None

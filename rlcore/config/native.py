@@ -1,0 +1,203 @@
+"""Native settings that pass through to Megatron and SGLang, checked by name and type without importing either.
+
+The fields are read from the installed sources. What rlcore sets itself is refused, with the key that sets it.
+"""
+
+import ast
+import importlib.util
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rlcore.config.fields import suggest
+from rlcore.errors import Problem
+
+_MEGATRON = {
+    "model_parallel_config.py": ("ModelParallelConfig",),
+    "transformer/transformer_config.py": ("TransformerConfig", "MLATransformerConfig"),
+    "distributed/distributed_data_parallel_config.py": ("DistributedDataParallelConfig",),
+    "optimizer/optimizer_config.py": ("OptimizerConfig",),
+}
+_FROM_CONFIG_JSON = "model.overrides (the checkpoint's config.json says it)"
+_OWNED_MEGATRON = {
+    "tensor_model_parallel_size": "parallel.tp",
+    "pipeline_model_parallel_size": "parallel.pp",
+    "virtual_pipeline_model_parallel_size": "parallel.vpp",
+    "context_parallel_size": "parallel.cp",
+    "expert_model_parallel_size": "parallel.ep",
+    "expert_tensor_parallel_size": "parallel.etp",
+    "sequence_parallel": "parallel.tp (above 1 it is on)",
+    "num_layers_in_first_pipeline_stage": "parallel.first_stage_layers",
+    "num_layers_in_last_pipeline_stage": "parallel.last_stage_layers",
+    "pipeline_model_parallel_layout": "parallel.pipeline_layout",
+    "recompute_granularity": "recompute.granularity",
+    "recompute_method": "recompute.method",
+    "recompute_num_layers": "recompute.num_layers",
+    "recompute_modules": "recompute.modules",
+    "mtp_num_layers": "mtp.num_layers",
+    "mtp_loss_scaling_factor": "mtp.loss_scaling_factor",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "params_dtype": "model.dtype",
+    "calculate_per_token_loss": "algorithm.reduction",
+    "variable_seq_lengths": "nothing: batches are packed, so it is always on",
+    "use_distributed_optimizer": "nothing: it is always on",
+    "lr": "optimizer.lr",
+    "min_lr": "optimizer.min_lr",
+    "weight_decay": "optimizer.weight_decay",
+    "adam_beta1": "optimizer.beta1",
+    "adam_beta2": "optimizer.beta2",
+    "adam_eps": "optimizer.eps",
+    "clip_grad": "optimizer.clip_grad",
+    "optimizer": "nothing: it is Adam",
+    "optimizer_cpu_offload": "optimizer.cpu_offload",
+    "overlap_cpu_optimizer_d2h_h2d": "optimizer.overlap_offload",
+    "use_precision_aware_optimizer": "optimizer.precision_aware",
+    **dict.fromkeys(
+        (
+            "num_layers",
+            "hidden_size",
+            "ffn_hidden_size",
+            "num_attention_heads",
+            "num_query_groups",
+            "kv_channels",
+            "num_moe_experts",
+            "moe_router_topk",
+            "moe_ffn_hidden_size",
+            "layernorm_epsilon",
+            "rotary_base",
+        ),
+        _FROM_CONFIG_JSON,
+    ),
+}
+_OWNED_SGLANG = {
+    "model_path": "rollout.checkpoint",
+    "tokenizer_path": "model.checkpoint",
+    "tp_size": "rollout.gpus_per_engine",
+    "random_seed": "seed",
+    "enable_memory_saver": "cluster.offload_rollout",
+    **dict.fromkeys(
+        ("host", "port", "nnodes", "node_rank", "dist_init_addr", "base_gpu_id", "nccl_port"),
+        "nothing: rlcore places the servers",
+    ),
+}
+
+Fields = Mapping[str, ast.expr]
+
+
+def megatron_problems(settings: Mapping[str, Any]) -> list[Problem]:
+    """Check `megatron:`; places are keys of the recipe. Unknown names pass where Megatron is not installed."""
+    return list(_problems("megatron", settings, _OWNED_MEGATRON, megatron_fields()))
+
+
+def sglang_problems(key: str, settings: Mapping[str, Any], *, elsewhere: bool) -> list[Problem]:
+    """Check arguments of SGLang servers; `elsewhere` says that they run in another Python environment."""
+    problems = list(_problems(key, settings, _OWNED_SGLANG, {} if elsewhere else sglang_fields()))
+    dp_size = settings.get("dp_size", 1)
+    if isinstance(dp_size, int) and dp_size > 1 and not settings.get("enable_dp_attention"):
+        message = f"dp_size {dp_size} spreads attention over ranks of one engine"
+        problems.append(Problem(f"{key}.dp_size", message, "enable_dp_attention: true"))
+    return problems
+
+
+def _problems(
+    key: str, settings: Mapping[str, Any], owned: Mapping[str, str], fields: Fields
+) -> Iterator[Problem]:
+    for name, value in settings.items():
+        place = f"{key}.{name}"
+        if name in owned:
+            yield Problem(place, f"rlcore sets {name!r} itself", f"use {owned[name]}")
+        elif fields and name not in fields:
+            yield Problem(place, f"there is no field {name!r}", suggest_field(name, fields, owned))
+        elif fields and not accepts(fields[name], value):
+            yield Problem(
+                place, f"{value!r} does not fit {name}", f"a value of type {ast.unparse(fields[name])}"
+            )
+
+
+def suggest_field(name: str, fields: Fields, owned: Mapping[str, str]) -> str:
+    """Say what an unknown field may mean; the whole list would be too long to help."""
+    hint = suggest(name.replace("-", "_"), list(fields))
+    if not hint.startswith("did you mean"):
+        return "the exact name of a field of the native configuration"
+    match = hint.split("'")[1]
+    return f"use {owned[match]}" if match in owned else hint
+
+
+@cache
+def megatron_fields() -> Fields:
+    """Fields of Megatron's model, DDP and optimizer configurations with their types; empty if not installed."""
+    fields: dict[str, ast.expr] = {}
+    for file, classes in _MEGATRON.items():
+        fields |= _fields_in("megatron", f"core/{file}", classes)
+    return fields
+
+
+@cache
+def sglang_fields() -> Fields:
+    """Fields of SGLang's ServerArgs with their types; empty if it is not installed here."""
+    return _fields_in("sglang", "srt/server_args.py", ("ServerArgs",))
+
+
+def _fields_in(package: str, file: str, classes: tuple[str, ...]) -> dict[str, ast.expr]:
+    spec = importlib.util.find_spec(package)
+    folders = (spec.submodule_search_locations if spec else None) or []
+    source = next((Path(folder, file) for folder in folders if Path(folder, file).is_file()), None)
+    if source is None:
+        return {}
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    return {
+        line.target.id: line.annotation
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name in classes
+        for line in node.body
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+    }
+
+
+def accepts(annotation: ast.expr, value: Any) -> bool:
+    """Whether a value from YAML fits a type annotation. Enums and dtypes are written by name."""
+    match annotation:
+        case ast.Constant(value=None):
+            return value is None
+        case ast.Constant(value=str() as text):
+            return accepts(ast.parse(text, mode="eval").body, value)
+        case ast.Name(id="bool"):
+            return isinstance(value, bool)
+        case ast.Name(id="int"):
+            return isinstance(value, int) and not isinstance(value, bool)
+        case ast.Name(id="float"):
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        case ast.Name(id="list" | "List" | "tuple" | "Tuple"):
+            return isinstance(value, list)
+        case ast.Name(id="dict" | "Dict"):
+            return isinstance(value, dict)
+        case ast.Name(id="Any"):
+            return True
+        case ast.Name(id="Callable"):
+            return False
+        case ast.BinOp(op=ast.BitOr()):
+            return accepts(annotation.left, value) or accepts(annotation.right, value)
+        case ast.Subscript(value=ast.Name(id=outer)):
+            return _accepts_generic(outer, annotation.slice, value)
+    return isinstance(value, str)
+
+
+def _accepts_generic(outer: str, inner: ast.expr, value: Any) -> bool:
+    arguments = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+    match outer:
+        case "Optional":
+            return value is None or accepts(inner, value)
+        case "Union":
+            return any(accepts(argument, value) for argument in arguments)
+        case "Literal":
+            return value in [ast.literal_eval(argument) for argument in arguments]
+        case "list" | "List" | "tuple" | "Tuple":
+            return isinstance(value, list) and all(any(accepts(a, item) for a in arguments) for item in value)
+        case "dict" | "Dict":
+            return isinstance(value, dict)
+        case "Callable":
+            return False
+        case _:
+            return accepts(arguments[0], value)

@@ -1,0 +1,95 @@
+"""Features that a recipe may ask for and that do not run yet; `plan` shows them, `train` refuses them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rlcore.config.load import LoadedRecipe
+from rlcore.config.schema import Recipe
+from rlcore.errors import Problem
+
+
+@dataclass(frozen=True)
+class Unbuilt:
+    """A key whose value asks for something that does not run yet, and a value that does."""
+
+    key: str
+    asked: bool
+    feature: str
+    instead: str
+
+
+def unbuilt(loaded: LoadedRecipe) -> list[Problem]:
+    """Return one problem for each feature that the recipe uses and that does not run yet."""
+    return [
+        Problem(loaded.place(one.key), f"{one.feature} is not built yet", one.instead)
+        for one in _features(loaded.recipe)
+        if one.asked
+    ]
+
+
+def _features(recipe: Recipe) -> Iterator[Unbuilt]:
+    yield from _parallel(recipe)
+    yield from _rollout(recipe)
+    yield from _training(recipe)
+
+
+def _parallel(recipe: Recipe) -> Iterator[Unbuilt]:
+    parallel, cluster = recipe.parallel, recipe.cluster
+    sizes: dict[str, tuple[Any, str]] = {
+        "tp": (parallel.tp, "tensor"),
+        "pp": (parallel.pp, "pipeline"),
+        "cp": (parallel.cp, "context"),
+        "ep": (parallel.ep, "expert"),
+        "etp": (parallel.etp or 1, "expert tensor"),
+        "vpp": (parallel.vpp or 1, "virtual pipeline"),
+    }
+    for name, (size, kind) in sizes.items():
+        yield Unbuilt(f"parallel.{name}", size > 1, f"{kind} parallel training", f"{name}: 1")
+    layout = parallel.pipeline_layout is not None
+    yield Unbuilt("parallel.pipeline_layout", layout, "a free-form pipeline layout", "leave it out")
+    yield Unbuilt("cluster.nodes", cluster.nodes > 1, "training on several nodes", "nodes: 1")
+    yield Unbuilt(
+        "cluster.gpus_per_node", cluster.gpus_per_node > 1, "training on several GPUs", "gpus_per_node: 1"
+    )
+    yield Unbuilt(
+        "cluster.colocate", cluster.colocate, "sharing GPUs between trainer and engines", "colocate: false"
+    )
+    yield Unbuilt(
+        "cluster.hostfile", cluster.hostfile is not None, "a cluster from a host file", "leave it out"
+    )
+    yield Unbuilt("cluster.address", cluster.address is not None, "joining a Ray cluster", "leave it out")
+    yield Unbuilt("cluster.env", bool(cluster.env), "an environment for workers", "export them in the shell")
+
+
+def _rollout(recipe: Recipe) -> Iterator[Unbuilt]:
+    rollout, sync = recipe.rollout, recipe.sync
+    other = rollout.checkpoint not in (None, recipe.model.checkpoint)
+    yield Unbuilt("rollout.engine", rollout.engine == "sglang", "generation with SGLang", "engine: local")
+    yield Unbuilt("rollout.mode", rollout.mode != "sync", "generation ahead of training", "mode: sync")
+    yield Unbuilt("rollout.checkpoint", other, "an engine checkpoint of its own", "leave it out")
+    yield Unbuilt("rollout.num_gpus", rollout.num_gpus > 0, "GPUs only for generation", "num_gpus: 0")
+    way = sync.transport not in ("auto", "tensor")
+    yield Unbuilt("sync.transport", way, f"transport {sync.transport!r}", "transport: auto")
+
+
+def _training(recipe: Recipe) -> Iterator[Unbuilt]:
+    optimizer, mtp, train = recipe.optimizer, recipe.mtp, recipe.train
+    yield Unbuilt(
+        "mtp.num_layers", mtp.num_layers > 0, "multi-token prediction in the trainer", "num_layers: 0"
+    )
+    yield Unbuilt(
+        "optimizer.cpu_offload", optimizer.cpu_offload, "an offloaded optimizer", "cpu_offload: false"
+    )
+    aware = optimizer.precision_aware
+    yield Unbuilt("optimizer.precision_aware", aware, "a precision-aware optimizer", "precision_aware: false")
+    yield Unbuilt("model.load", recipe.model.load is not None, "loading torch_dist checkpoints", "leave it out")
+    reference = recipe.algorithm.kl.reference not in (None, recipe.model.checkpoint)
+    yield Unbuilt("algorithm.kl.reference", reference, "another reference checkpoint", "leave it out")
+    yield Unbuilt(
+        "checkpoints.asynchronous", recipe.checkpoints.asynchronous, "saving in the background", "false"
+    )
+    yield Unbuilt("recompute.loss", recipe.recompute.loss, "recomputing the loss", "loss: false")
+    yield Unbuilt("train.pad_multiple", train.pad_multiple > 1, "padding of micro-batches", "pad_multiple: 1")
+    chunk = train.log_probs_chunk is not None
+    yield Unbuilt("train.log_probs_chunk", chunk, "a chunk size for log-probs", "leave it out")
