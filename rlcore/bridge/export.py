@@ -1,4 +1,4 @@
-"""Gives a Megatron model's weights in the names of the model hub: to an engine at every step, or to a folder."""
+"""Gives a Megatron model's weights in the names of the model hub: to an engine, or to a folder."""
 
 import shutil
 from collections.abc import Iterator, Sequence

@@ -96,7 +96,7 @@ def _indexed_files(index: Path) -> list[str]:
 
 
 def write_folder(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, shard_bytes: int) -> None:
-    """Write tensors in order into files of at most `shard_bytes` each (a larger tensor alone), and their index."""
+    """Write tensors in order into files of at most `shard_bytes` (a larger tensor alone), and their index."""
     shards: list[list[str]] = []
     total = 0
     batch: dict[str, Tensor] = {}

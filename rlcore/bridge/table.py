@@ -84,7 +84,7 @@ class WeightBridge:
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
-        """All maps, indices filled in, in the order of the table. Raises RlcoreError where two claim one name."""
+        """All maps, indices filled in, in table order. Raises RlcoreError where two claim one name."""
         entries = tuple(entry for row in self.rows if isinstance(row, Map) for entry in _entries(row))
         names = [name for entry in entries for name in (*entry.hf, entry.megatron)]
         twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()

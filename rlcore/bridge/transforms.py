@@ -1,7 +1,7 @@
 """How tensors of a checkpoint make up one Megatron parameter, and come back out of it.
 
-A transform knows both directions and how tensor parallelism splits the parameter, so that a rank reads no more
-than its own slice. Sources are tensors, or lazy slices of a safetensors file: whatever can be indexed by ranges.
+A transform knows both directions and how tensor parallelism splits the parameter, so that a rank reads no
+more than its own slice. Sources are tensors, or lazy slices of a safetensors file: whatever ranges can index.
 """
 
 from abc import ABC, abstractmethod
@@ -39,7 +39,7 @@ class Transform(ABC):
 
     @abstractmethod
     def write(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Give back the checkpoint's tensors from the parts of all ranks in order; views where that is possible."""
+        """Give back the checkpoint's tensors from the parts of all ranks in order; views where possible."""
 
 
 class Replicated(Transform):
@@ -117,7 +117,7 @@ class PaddedVocabulary(Rows):
 
 @dataclass(frozen=True)
 class PackedQKV(Rows):
-    """Separate q, k, v projections (weights or biases) as Megatron packs them: per group its queries, key, value."""
+    """Separate q, k, v projections as Megatron packs them: for each group its queries, key and value."""
 
     heads: int
     groups: int

@@ -1,8 +1,9 @@
 """Core attention on packed sequences in plain torch, and the description of a packed micro-batch.
 
-Stands in for TransformerEngine's attention in Megatron's layer specs; the reference that it is tested against too.
+Stands in for TransformerEngine's attention in Megatron's layer specs, and is the reference for it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,13 +24,11 @@ class PackedSequences(PackedSeqParams):
     lengths: tuple[int, ...] = ()
 
     @classmethod
-    def of(
-        cls, lengths: "tuple[int, ...] | list[int]", device: torch.device | None = None
-    ) -> "PackedSequences":
+    def of(cls, lengths: Sequence[int], device: torch.device | None = None) -> "PackedSequences":
         """Describe sequences of these lengths (tokens, all positive) laid end to end.
 
-        max_seqlen is the longest sequence on purpose: were it the total, Megatron's rotary embedding would count
-        positions through all sequences instead of starting each at 0, without an error.
+        max_seqlen is the longest sequence on purpose: were it the total, Megatron's rotary embedding would
+        count positions through all sequences instead of starting each at 0, without an error.
         """
         offsets = torch.tensor([0, *lengths], device=device).cumsum(0, dtype=torch.int32)
         longest = max(lengths)
@@ -58,7 +57,7 @@ class PackedSequences(PackedSeqParams):
 class Padding:
     """Batches of sequences of like length, padded on the right and laid end to end.
 
-    `shapes` are the batches' (sequences, length); `slot_t` is the place of each packed token in that row of slots.
+    `shapes` are the batches' (sequences, length); `slot_t` is the place of each packed token in that row.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -133,7 +132,7 @@ class PackedAttention(MegatronModule):
         return out_se.index_select(0, padding.slot_t)
 
     def _attend(self, shape: tuple[int, int], query_shd: Tensor, key_sgd: Tensor, value_sgd: Tensor) -> Tensor:
-        """Attend in one padded batch. Padding stands to the right, where the causal mask hides it from real tokens."""
+        """Attend in one padded batch. Padding stands to the right, where the causal mask hides it."""
         query, key, value = (x.unflatten(0, shape).transpose(1, 2) for x in (query_shd, key_sgd, value_sgd))
         out_bhld = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=query.size(1) != key.size(1)
@@ -142,5 +141,5 @@ class PackedAttention(MegatronModule):
 
 
 def _pad(x_thd: Tensor, padding: Padding) -> Tensor:
-    """Copy each token to its slot, zeros elsewhere. (The gradient is a plain row selection, which a gather's is not.)"""
+    """Copy each token to its slot, zeros elsewhere. Its gradient is a plain row selection."""
     return x_thd.new_zeros(padding.slots, *x_thd.shape[1:]).index_copy(0, padding.slot_t, x_thd)

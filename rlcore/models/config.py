@@ -1,4 +1,4 @@
-"""From a ModelSpec and a recipe's choices to Megatron's TransformerConfig: who may set which field, checked here."""
+"""From a ModelSpec and a recipe's choices to Megatron's TransformerConfig; who may set which field."""
 
 import dataclasses
 import difflib
@@ -85,7 +85,7 @@ def transformer_config(
 
 
 def _parallel_fields(parallel: Parallel) -> dict[str, Any]:
-    """Sequence parallelism comes with TP always: without it some norms' gradients are wrong (latent attention)."""
+    """Sequence parallelism comes with TP always: without it, latent attention's norms get wrong gradients."""
     return {
         "tensor_model_parallel_size": parallel.tp,
         "sequence_parallel": parallel.tp > 1,

@@ -1,4 +1,4 @@
-"""A GPTModel that ends at its hidden states, so that log-probs need never hold the logits of a whole micro-batch.
+"""A GPTModel that ends at its hidden states, so that no one need hold the logits of a whole micro-batch.
 
 The trainer multiplies hidden states by the output weight in chunks of tokens; parity checks do it at once.
 """
@@ -25,16 +25,14 @@ class PolicyModel(GPTModel):
         return hidden_states
 
 
-def forward_hidden(
-    model: nn.Module, tokens_1t: Tensor, position_ids_1t: Tensor, packed_seq_params: PackedSequences
-) -> Tensor:
+def forward_hidden(model: nn.Module, tokens_1t: Tensor, sequences: PackedSequences) -> Tensor:
     """Run one pipeline stage on a packed micro-batch.
 
-    `model` is a PolicyModel, or one wrapped for data parallelism; tokens and positions are int64 [1, t].
-    Returns hidden states [t, 1, h], after the final norm on the last stage; under sequence parallelism only
-    this TP rank's t / tp of them.
+    `model` is a PolicyModel, or one wrapped for data parallelism; `tokens_1t` are int64 [1, t]. Returns
+    hidden states [t, 1, h], after the final norm on the last stage; under sequence parallelism only this TP
+    rank's t / tp of them.
     """
-    return model(tokens_1t, position_ids_1t, None, packed_seq_params=packed_seq_params)
+    return model(tokens_1t, sequences.position_ids, None, packed_seq_params=sequences)
 
 
 def output_weight(model: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reads a checkpoint's config.json, the truth about its architecture, with errors that a user can act on. No torch."""
+"""Reads a checkpoint's config.json, the truth about its architecture. Imports no torch."""
 
 import json
 from collections.abc import Mapping

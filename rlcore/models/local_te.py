@@ -19,7 +19,7 @@ from rlcore.models.attention import PackedAttention
 
 
 class LocalNorm(nn.Module):
-    """RMSNorm for TENorm. Its weight is tagged, so that Megatron sums its gradient over sequence-parallel ranks."""
+    """TENorm, for RMSNorm. Its weight is tagged: Megatron sums its gradient over sequence-parallel ranks."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class LocalNorm(nn.Module):
 
 
 class ReplicatedLinear(nn.Linear):
-    """TELinear in its `duplicated` mode: every TP rank holds the whole weight and, under SP, sees its own tokens."""
+    """TELinear in its `duplicated` mode: each TP rank holds all of it and, under SP, sees its own tokens."""
 
     def __init__(
         self, input_size: int, output_size: int, *, config: TransformerConfig, bias: bool = False, **_: Any

@@ -1,1 +1,1 @@
-"""GLM-4-0414 and GLM-Z1-0414 for rlcore: `plugin` is what it finds; presets, recipes, templates lie beside it."""
+"""GLM-4-0414 and GLM-Z1-0414 for rlcore: `plugin` is what it finds; presets, recipes, templates beside it."""

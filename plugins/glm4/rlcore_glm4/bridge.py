@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def glm4_bridge(spec: "ModelSpec") -> "WeightBridge":
-    """Make the table. `post_attention_layernorm` is the norm before the MLP; gate and up come fused, gate first."""
+    """Make the table. `post_attention_layernorm` is the norm before the MLP; gate and up come as one tensor."""
     from rlcore.bridge.table import Derived, Ignore, Map, WeightBridge
     from rlcore.bridge.transforms import Columns, FusedGated, PackedQKV, PaddedVocabulary
 

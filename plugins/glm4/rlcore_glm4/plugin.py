@@ -33,7 +33,7 @@ def layout_validator(spec: "ModelSpec") -> "LayoutValidator":
 
 @dataclass(frozen=True)
 class HeadsSplitEvenly:
-    """Tensor parallelism must divide what it splits: query heads, key heads (or be their multiple) and the MLP."""
+    """Tensor parallelism must divide what it splits: query heads, MLP, and key heads (or be their multiple)."""
 
     shape: Shape
 

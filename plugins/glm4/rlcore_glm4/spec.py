@@ -48,7 +48,10 @@ class Shape:
 
     @classmethod
     def of(cls, hf_config: Mapping[str, Any]) -> "Shape":
-        """Read the sizes. Raises RlcoreError for every key that is absent or contradicts another."""
+        """Read the sizes; a key that may be absent has the default of transformers' Glm4Config.
+
+        Raises RlcoreError for every key that is absent or contradicts another.
+        """
         place = "config.json"
         raise_if_any(Problem(place, f"lacks {key}") for key in _REQUIRED if key not in hf_config)
         heads, groups = hf_config["num_attention_heads"], hf_config["num_key_value_heads"]
@@ -58,9 +61,9 @@ class Shape:
             layers=hf_config["num_hidden_layers"],
             heads=heads,
             groups=groups,
-            head_dim=hf_config.get("head_dim") or hf_config["hidden_size"] // heads,
+            head_dim=hf_config.get("head_dim", 128),
             vocab=hf_config["vocab_size"],
-            qkv_bias=bool(hf_config.get("attention_bias", False)),
+            qkv_bias=hf_config.get("attention_bias", True),
         )
         if heads % groups:
             problem = f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"

@@ -1,4 +1,4 @@
-"""Lets Megatron-Core run where CUDA or TransformerEngine is absent. Nothing else in rlcore patches another library.
+"""Lets Megatron-Core run where CUDA or TransformerEngine is absent: the only part of rlcore that patches.
 
 `install()` comes before the first import of megatron. Every name that it replaces stands in `table.PATCHES`.
 """

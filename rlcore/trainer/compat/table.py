@@ -1,4 +1,4 @@
-"""Every name of another library that rlcore replaces, when, by what, and why. A test holds it against what is installed."""
+"""Every name of another library that rlcore replaces: when, by what, and why."""
 
 import importlib
 import importlib.util
