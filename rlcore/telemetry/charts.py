@@ -4,13 +4,14 @@ Pure arithmetic; the template draws what this module computes. Coordinates are p
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlcore.telemetry.units import number
 
 WIDTH, HEIGHT = 420, 220
+WIDE = 760
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 26
 MOST_POINTS = 400
 MOST_BARS = 60
@@ -87,41 +88,44 @@ class Axis:
 
 def line_plot(
     title: str,
-    series: dict[str, Sequence[Point]],
+    series: Mapping[str, Sequence[Point]],
     *,
     note: str = "",
     text: Callable[[float], str] = number,
     share: bool = False,
     log: bool = False,
+    smooth: bool = True,
 ) -> Plot | None:
     """Curves over steps, or None where there is nothing to draw.
 
     `series` maps labels to (step, value) points. `share` fixes the axis to 0 to 100 %; `log` asks for a
-    logarithmic axis, given if all values are positive and span more than a decade.
+    logarithmic axis, given if all values are positive and span more than a decade. A single long curve gets a
+    moving average unless `smooth` is off.
     """
-    series = {label: thin(points) for label, points in series.items() if points}
-    if not series:
+    drawn = {label: thin(points) for label, points in series.items() if points}
+    if not drawn:
         return None
-    everything = [point for points in series.values() for point in points]
+    everything = [point for points in drawn.values() for point in points]
     x_axis, x_ticks = _step_axis([step for step, _ in everything])
     y_axis, y_ticks = _share_axis() if share else _value_axis([value for _, value in everything], log)
     lines = [
-        _line(label, slot, points, x_axis, y_axis, smooth=len(series) == 1)
-        for slot, (label, points) in enumerate(series.items())
+        _line(label, slot, points, x_axis, y_axis, smooth=smooth and len(drawn) == 1)
+        for slot, (label, points) in enumerate(drawn.items())
     ]
-    legend = [(slot, label) for slot, label in enumerate(series)] if len(series) > 1 else []
-    hover = _line_hover(series, x_axis, y_axis, text)
+    legend = [(slot, label) for slot, label in enumerate(drawn)] if len(drawn) > 1 else []
+    hover = _line_hover(drawn, x_axis, y_axis, text)
     return Plot(title, note, x_ticks, y_ticks, legend, hover, lines=lines)
 
 
 def stacked_plot(
     title: str,
-    series: dict[str, Sequence[float]],
+    series: Mapping[str, Sequence[float]],
     steps: Sequence[float],
     *,
+    note: str = "",
     text: Callable[[float], str] = number,
 ) -> Plot | None:
-    """Bars over steps, one layer a series; neighbouring steps are averaged where bars would be too many."""
+    """Wide bars over steps, one layer a series; neighbours are averaged where they would be too many."""
     if not steps:
         return None
     size = math.ceil(len(steps) / MOST_BARS)
@@ -129,12 +133,12 @@ def stacked_plot(
     means = {label: [_mean([layer[i] for i in chunk]) for chunk in chunks] for label, layer in series.items()}
     totals = [sum(layer[column] for layer in means.values()) for column in range(len(chunks))]
     y_axis, y_ticks = _value_axis([0.0, *totals], log=False)
-    slot_width = (WIDTH - LEFT - RIGHT) / len(chunks)
+    slot_width = (WIDE - LEFT - RIGHT) / len(chunks)
     width = min(slot_width * 0.8, 48.0)
     centers = [round(LEFT + (column + 0.5) * slot_width, 2) for column in range(len(chunks))]
     names = [_span(steps[chunk[0]], steps[chunk[-1]]) for chunk in chunks]
     bars = _bars(list(means.values()), centers, width, y_axis)
-    every = math.ceil(len(chunks) / 8)
+    every = math.ceil(len(chunks) / 12)
     x_ticks = [Tick(centers[i], f"{steps[chunks[i][0]]:g}") for i in range(0, len(chunks), every)]
     hover = {
         "x": centers,
@@ -144,7 +148,9 @@ def stacked_plot(
             for slot, (label, layer) in enumerate(means.items())
         ],
     }
-    return Plot(title, "", x_ticks, y_ticks, list(enumerate(means)), hover, bars=bars)
+    return Plot(
+        title, note, x_ticks, y_ticks, list(enumerate(means)), hover, bars=bars, width=WIDE, right=WIDE - RIGHT
+    )
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
@@ -192,7 +198,8 @@ def _span(first: float, last: float) -> str:
 def _step_axis(steps: list[float]) -> tuple[Axis, list[Tick]]:
     low, high = min(steps), max(steps)
     if low == high:
-        low, high = low - 1, high + 1
+        axis = Axis(low - 1, high + 1, LEFT, WIDTH - RIGHT)
+        return axis, [Tick(axis(low), f"{low:g}")]
     axis = Axis(low, high, LEFT + 4, WIDTH - RIGHT - 4)
     ticks = [tick for tick in nice_ticks(low, high, 6) if low <= tick <= high and tick == int(tick)]
     return axis, [Tick(axis(tick), number(tick) if tick >= 1e4 else f"{tick:g}") for tick in ticks]

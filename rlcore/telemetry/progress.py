@@ -17,6 +17,7 @@ from rich.text import Text
 from rlcore.telemetry.metrics import EVALUATION
 from rlcore.telemetry.units import duration, number, percent
 
+# The most telling first: a narrow terminal shows only as many as fit.
 COLUMNS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "reward/mean": ("reward", number),
     "pass_rate": ("pass", percent),
@@ -26,10 +27,10 @@ COLUMNS: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "response/length_mean": ("length", number),
     "tokens/per_second": ("tok/s", number),
     "logprob_gap/max": ("gap", number),
+    "time/step": ("time", duration),
     "grad_norm": ("grad", number),
-    "time/step": ("step time", duration),
 }
-WIDTH = 10
+STEP_WIDTH, WIDTH = 6, 9
 HEADER_EVERY = 25
 PLAIN_STATUS_EVERY = 30.0
 
@@ -51,7 +52,7 @@ class Progress:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._console = console or Console()
         self._live = self._console.is_terminal and not quiet
         self._quiet = quiet
         self._total = total_steps
@@ -61,7 +62,7 @@ class Progress:
         self._lines = 0
         self._bar = Bar(
             TextColumn("[bold]{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("[dim]{task.fields[left]}  {task.fields[doing]}"),
             console=self._console,
@@ -78,9 +79,8 @@ class Progress:
         if self._live:
             self._print_table_line(row)
         else:
-            cells = [f"{title} {text(row[name])}" for name, (title, text) in COLUMNS.items() if name in row]
-            split = [f"time split {split}"] if (split := time_split(row)) else []
-            self._say("  ".join([f"step {row['step']}/{self._total}", *cells, *split, f"left {left}"]))
+            cells = [f"{title} {cell}" for title, cell in _cells(row)]
+            self._say("  ".join([f"step {row['step']}/{self._total}", *cells, time_split(row), f"left {left}"]))
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """An evaluation has ended; `row` holds `step` and `eval/<name>/<metric>` values."""
@@ -100,7 +100,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A warning or a message that stays on the screen, also in quiet mode."""
-        self._console.print(Text(text, style="yellow"))
+        self._console.print(Text(text, style="yellow"), soft_wrap=True)
 
     def close(self) -> None:
         self._bar.stop()
@@ -116,19 +116,28 @@ class Progress:
     def _say(self, text: str, style: str = "") -> None:
         self._spoke = self._clock()
         if not self._quiet:
-            self._console.print(Text(text, style=style if self._live else ""))
+            self._console.print(Text(text, style=style if self._live else ""), soft_wrap=True)
 
     def _print_table_line(self, row: Mapping[str, Any]) -> None:
-        columns = [(title, text(row[name])) for name, (title, text) in COLUMNS.items() if name in row]
+        room = self._console.width - STEP_WIDTH
+        cells = _cells(row)[: room // WIDTH]
+        split = time_split(row)
         if self._lines % HEADER_EVERY == 0:
-            self._say(f"{'step':>6}" + "".join(f"{title:>{WIDTH}}" for title, _ in columns), style="dim")
+            self._say(
+                f"{'step':>{STEP_WIDTH}}" + "".join(f"{title:>{WIDTH}}" for title, _ in cells), style="dim"
+            )
         self._lines += 1
-        split = f"  {time_split(row)}" if time_split(row) else ""
-        self._say(f"{row['step']:>6}" + "".join(f"{cell:>{WIDTH}}" for _, cell in columns) + split)
+        line = f"{row['step']:>{STEP_WIDTH}}" + "".join(f"{cell:>{WIDTH}}" for _, cell in cells)
+        self._say(f"{line}  {split}" if len(line) + len(split) + 2 <= self._console.width else line)
 
     def _time_left(self, step: int) -> str:
         done = max(step - self._first, 1)
         return duration((self._clock() - self._began) / done * max(self._total - step, 0))
+
+
+def _cells(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Title and text of every column that the row measured."""
+    return [(title, text(row[name])) for name, (title, text) in COLUMNS.items() if row.get(name) is not None]
 
 
 def time_split(row: Mapping[str, Any]) -> str:

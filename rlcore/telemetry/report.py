@@ -24,7 +24,7 @@ from rlcore.telemetry.run_folder import RunPaths, is_being_written
 from rlcore.telemetry.summary import pass_at_1, tokens_per_second, wall_seconds
 from rlcore.telemetry.units import duration, number, percent
 
-MOST_SAMPLES = 12
+MOST_SAMPLES = 10
 PHASES = ("rollout", "reward", "train", "sync")
 # Environment variables of the recipe's cluster section may hold credentials; a page is made to be shared.
 SECRET = re.compile(r"^(\s*[\"']?[A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|KEY)[A-Z0-9_]*[\"']?\s*:).*$", re.MULTILINE)
@@ -37,6 +37,16 @@ class Fact:
     name: str
     value: str
     remark: str = ""
+
+
+@dataclass(frozen=True)
+class Score:
+    """pass@1 on one evaluation set, at its first and at its last of `count` evaluations."""
+
+    name: str
+    before: float | None
+    after: float | None
+    count: int
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,7 @@ def _page(record: Record) -> dict[str, Any]:
         "status": _status(record),
         "started": record.events[0]["time"],
         "attempts": max(event["attempt"] for event in record.events),
+        "scores": [_score(record, name) for name in evaluation_names(record.rows)],
         "facts": _facts(record),
         "plots": [plot for plot in _plots(record) if plot],
         "time_plot": _time_plot(record),
@@ -134,27 +145,22 @@ def _facts(record: Record) -> list[Fact]:
     steps = [row["step"] for row in record.rows]
     gap = max(values(record.rows, "logprob_gap/max"), default=None)
     memory = max(values(record.rows, "memory/peak_rss_gb"), default=None)
-    facts = [_score(record, name) for name in evaluation_names(record.rows)[:3]]
-    facts += [
+    facts = [
         Fact("Steps", number(max(steps, default=0))),
-        Fact("Wall time", duration(wall_seconds(record.paths.root)), "all attempts"),
         Fact(
-            "Throughput", f"{number(tokens_per_second(record.rows))} tok/s", "response tokens over whole steps"
+            "Wall time",
+            duration(wall_seconds(record.paths.root)),
+            "without the warm start" if record.warm_rows else "",
         ),
+        Fact("Throughput", f"{number(tokens_per_second(record.rows))} tok/s", "response tokens, whole steps"),
         Fact("Log-prob gap", number(gap), "largest, engine against trainer"),
     ]
     return facts + ([Fact("Peak memory", f"{memory:.1f} GB", "with child processes")] if memory else [])
 
 
-def _score(record: Record, name: str) -> Fact:
+def _score(record: Record, name: str) -> Score:
     before, after = pass_at_1(record.rows, name)
-    if before is None or after is None:
-        return Fact(f"pass@1 · {name}", "–")
-    if len(record.curve(f"eval/{name}/pass@1")) == 1:
-        return Fact(f"pass@1 · {name}", percent(after), "one evaluation so far")
-    return Fact(
-        f"pass@1 · {name}", percent(after), f"{percent(before)} before · {100 * (after - before):+.1f} points"
-    )
+    return Score(name, before, after, len(record.curve(f"eval/{name}/pass@1")))
 
 
 def _plots(record: Record) -> list[charts.Plot | None]:
@@ -184,12 +190,12 @@ def _plots(record: Record) -> list[charts.Plot | None]:
         single("Response length", "response/length_mean", note="tokens, mean"),
         single("Truncated responses", "response/truncated", text=percent, note="share cut at the length limit"),
         single("Gradient norm", "grad_norm", note="before clipping"),
-        single("Learning rate", "lr"),
+        single("Learning rate", "lr", smooth=False),
         charts.line_plot(
-            "Log-prob gap, engine against trainer",
+            "Log-prob gap",
             {word: record.curve(f"logprob_gap/{word}") for word in ("max", "mean")},
             log=True,
-            note="nats, same tokens and weights",
+            note="engine against trainer, nats per token",
         ),
         single("Throughput", "tokens/per_second", note="response tokens per second"),
     ]
@@ -214,7 +220,9 @@ def _timed(record: Record) -> tuple[list[str], list[Row]]:
 def _time_plot(record: Record) -> charts.Plot | None:
     phases, rows = _timed(record)
     layers = {phase: [row.get(f"time/{phase}") or 0.0 for row in rows] for phase in phases}
-    return charts.stacked_plot("Time per step", layers, [row["step"] for row in rows], text=duration)
+    return charts.stacked_plot(
+        "Time per step", layers, [row["step"] for row in rows], text=duration, note="seconds"
+    )
 
 
 def _time_shares(record: Record) -> list[dict[str, Any]]:

@@ -57,14 +57,14 @@ def tokens_per_second(rows: list[Row]) -> float | None:
     steps = [row for row in rows if row.get("tokens/generated") is not None and row.get("time/step")]
     if not steps:
         return None
-    return sum(row["tokens/generated"] for row in steps) / sum(row["time/step"] for row in steps)
+    return sum(values(steps, "tokens/generated")) / sum(values(steps, "time/step"))
 
 
 def wall_seconds(run: Path) -> float:
     """Seconds in which the run was being worked on: from each attempt's start to its last sign of life."""
     paths = RunPaths(run)
     events = read_events(paths.events)
-    starts = {event["attempt"]: event["time"] for event in events if event["kind"] == START}
+    starts: dict[int, float] = {event["attempt"]: event["time"] for event in events if event["kind"] == START}
     ends = dict(starts)
     for sign in [*events, *read_json_lines(paths.metrics)]:
         ends[sign["attempt"]] = max(ends.get(sign["attempt"], 0.0), sign["time"])

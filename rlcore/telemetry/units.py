@@ -4,9 +4,11 @@ import math
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """About `digits` significant digits: 0.512, 12.3k, 4.1M, 3.2e-07; a dash for None."""
+    """About `digits` significant digits: 0.512, 12.3k, 4.1M, 3.2e-07; integers in full; a dash for None."""
     if value is None:
         return "–"
+    if isinstance(value, int) and abs(value) < 1e4:
+        return str(value)
     if value == 0 or not math.isfinite(value):
         return f"{value:.0f}"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
