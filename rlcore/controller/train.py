@@ -59,7 +59,7 @@ async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
     prepared, recipe = materials.prepared, materials.prepared.recipe
     runner, judge = _reward_runners(materials, place)
     try:
-        runner.check_dataset([prompt.row for prompt in materials.prompts], "data")
+        runner.check_dataset([prompt.row for prompt in materials.prompts])
         trainer = make_trainer(materials)
         engine = LocalEngine(
             prepared.checkpoint,

@@ -169,7 +169,7 @@ class RewardPool:
             self._idle.put_nowait(process)
 
     async def score(self, samples: Sequence[Sample]) -> list[Verdict]:
-        """One verdict per sample. A failed call is made again sample by sample: only the one at fault is lost."""
+        """One verdict per sample. A failed call is repeated sample by sample: only the one at fault is lost."""
         process = await self._idle.get()
         start, failure = time.perf_counter(), ""
         try:

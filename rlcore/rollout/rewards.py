@@ -10,24 +10,16 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rlcore.config.section import RewardPolicy, RewardsByMetadata, UseReward
+from rlcore.data.datasets import Row, first_problems
 from rlcore.data.sample import Sample
 from rlcore.errors import Problem, RlcoreError, fail, raise_if_any
 from rlcore.registry import Catalog, lock
 from rlcore.registry.loading import Plugin
 from rlcore.rollout.reward_process import RewardPool, Verdict, all_or_first_error
 from rlcore.rollout.reward_worker import Order
-
-MOST_PROBLEMS = 20
-
-
-class Row(Protocol):
-    """Anything with metadata: a sample, or a row of a dataset."""
-
-    @property
-    def metadata(self) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -105,19 +97,12 @@ class RewardRunner:
         """The plugins in use, for the run's lock file."""
         return [one.plugin for one in self._selections.values()]
 
-    def check_dataset(self, rows: Iterable[Row], place: str) -> None:
-        """Raise RlcoreError naming the rows (counted from 1) whose metadata selects no reward of the recipe."""
+    def check_dataset(self, rows: Iterable[Row]) -> None:
+        """Raise RlcoreError naming the rows whose metadata selects no reward of the recipe."""
         if self.key is None:
             return
-        wrong = [
-            (number, row) for number, row in enumerate(rows, 1) if row.metadata.get(self.key) not in self._pools
-        ]
-        problems = [self._unknown(row, f"{place}, row {number}") for number, row in wrong[:MOST_PROBLEMS]]
-        if len(wrong) > MOST_PROBLEMS:
-            problems.append(
-                Problem(place, f"{len(wrong) - MOST_PROBLEMS} more rows select no reward of the recipe")
-            )
-        raise_if_any(problems)
+        wrong = [row for row in rows if row.metadata.get(self.key) not in self._pools]
+        raise_if_any(first_problems([self._unknown(row.metadata, row.place) for row in wrong]))
 
     async def score(self, samples: Sequence[Sample]) -> list[RewardOutcome]:
         """Score samples, set their `reward` and `reward_parts`, and return one outcome each, in order.
@@ -155,11 +140,11 @@ class RewardRunner:
         if self.key is None:
             return None
         if (chosen := sample.metadata.get(self.key)) not in self._pools:
-            raise RlcoreError(self._unknown(sample, _identity(sample)))
+            raise RlcoreError(self._unknown(sample.metadata, _identity(sample)))
         return str(chosen)
 
-    def _unknown(self, row: Row, place: str) -> Problem:
-        given = f"is {row.metadata[self.key]!r}" if self.key in row.metadata else "is missing"
+    def _unknown(self, metadata: Mapping[str, Any], place: str) -> Problem:
+        given = f"is {metadata[self.key]!r}" if self.key in metadata else "is missing"
         message = f"metadata {self.key!r} {given}, which selects no reward of the recipe"
         return Problem(place, message, f"one of {', '.join(self._pools)}, or add it under rewards.allowed")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlcore.config.section import RewardsByMetadata, UseReward
+from rlcore.data.datasets import Row
 from rlcore.data.sample import Sample
 from rlcore.errors import RlcoreError
 from rlcore.registry import Catalog
@@ -164,10 +165,8 @@ def test_killing_a_hung_reward_ends_what_it_had_started(install, tmp_path):
 
 
 def test_closing_ends_a_call_that_is_under_way(install, tmp_path):
-    install(
-        '@reward\ndef slow(sample):\n    open(sample.response, "w").write(str(os.getpid()))\n    time.sleep(60)\n',
-        "slow",
-    )
+    write = 'open(sample.response, "w").write(str(os.getpid()))'
+    install(f"@reward\ndef slow(sample):\n    {write}\n    time.sleep(60)\n", "slow")
     pid = tmp_path / "pid"
 
     async def cancelled() -> None:
@@ -215,13 +214,14 @@ def test_metadata_chooses_the_reward_of_each_sample(install):
 def test_rows_that_select_no_reward_are_named_before_the_start(install):
     install(LENGTH, "length")
     runner = RewardRunner.from_recipe(RewardsByMetadata(allowed={"length": {}}), Catalog.installed())
-    rows = [*group("", rm_type="length"), *group("", rm_type="lenght"), *group("")]
+    kinds = [{"rm_type": "length"}, {"rm_type": "lenght"}, {}]
+    rows = [Row("p", place=f"data.jsonl:{n}", metadata=metadata) for n, metadata in enumerate(kinds, 1)]
     with pytest.raises(RlcoreError) as caught:
-        runner.check_dataset(rows, "data.jsonl")
+        runner.check_dataset(rows)
     asyncio.run(runner.close())
     first, second = caught.value.problems
-    assert str(first).startswith("data.jsonl, row 2: metadata 'rm_type' is 'lenght', which selects no reward")
-    assert "row 3: metadata 'rm_type' is missing" in str(second)
+    assert str(first).startswith("data.jsonl:2: metadata 'rm_type' is 'lenght', which selects no reward")
+    assert "data.jsonl:3: metadata 'rm_type' is missing" in str(second)
     assert "one of length" in first.remedy
 
 

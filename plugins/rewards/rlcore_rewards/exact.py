@@ -18,7 +18,7 @@ class ExactOptions(BaseModel):
     ignore_case: bool = False
     """Ignore the difference between upper and lower case."""
     pattern: re.Pattern[str] | None = None
-    """Regular expression whose last match (its first group, if it has one) is compared instead of the response."""
+    """Regular expression whose last match (its first group, if any) is compared instead of the response."""
 
 
 @reward
