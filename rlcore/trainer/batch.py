@@ -1,40 +1,18 @@
-"""What a trainer is fed: samples as plain numbers, and micro-batches packed from them.
+"""Micro-batches: training samples packed end to end, as tensors.
 
 Axes: s packed tokens (prompts and responses end to end), t response tokens, n samples.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
 import torch
 
 from rlcore.data.packing import pack
+from rlcore.data.train_sample import TrainSample
 from rlcore.models.attention import PackedSequences
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainSample:
-    """A prompt and its response, as the trainer needs them; plain data that may come from another process.
-
-    `tokens` is prompt and response together, of which the first `prompt_length` (at least 1) are the prompt.
-    All other sequences have one entry per response token; log-probs are natural logarithms. `fresh` marks tokens
-    that the engine drew with the weights of this rollout's start: only there do engine and trainer have to agree.
-    """
-
-    name: str
-    tokens: Sequence[int]
-    prompt_length: int
-    loss_mask: Sequence[float]
-    advantages: Sequence[float] | None = None
-    old_log_probs: Sequence[float] | None = None
-    ref_log_probs: Sequence[float] | None = None
-    rollout_log_probs: Sequence[float] | None = None
-    fresh: Sequence[bool] | None = None
-
-    @property
-    def response_length(self) -> int:
-        return len(self.tokens) - self.prompt_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +44,7 @@ def micro_batches(
     device: torch.device,
     weights: Sequence[torch.Tensor] | None = None,
 ) -> list[MicroBatch]:
-    """Pack samples under `max_tokens`. `weights` [t] per sample are the shares in the loss; without, all zero."""
+    """Pack samples under `max_tokens`. `weights` are each sample's shares [t] in the loss, by default zero."""
     return [
         _micro_batch(samples, tuple(indices), device, weights)
         for indices in pack([len(sample.tokens) for sample in samples], max_tokens)
@@ -88,8 +66,7 @@ def _micro_batch(
     offsets = starts[:-1] + prompt_lengths - 1 - (responses.cumsum(0) - responses)
     predict_t = torch.arange(int(responses.sum())) + offsets.repeat_interleave(responses)
     tokens_s = torch.tensor(list(chain.from_iterable(sample.tokens for sample in members)))
-    loss_mask_t = _joined(members, lambda sample: sample.loss_mask)
-    assert loss_mask_t is not None
+    weight_t = torch.cat([weights[i] for i in indices]) if weights else torch.zeros(len(predict_t))
     return MicroBatch(
         indices=indices,
         response_lengths=tuple(responses.tolist()),
@@ -98,10 +75,8 @@ def _micro_batch(
         predict_t=predict_t.to(device),
         targets_t=tokens_s[predict_t + 1].to(device),
         sample_t=torch.arange(len(members)).repeat_interleave(responses).to(device),
-        loss_mask_t=loss_mask_t.to(device),
-        weight_t=(
-            torch.zeros_like(loss_mask_t) if weights is None else torch.cat([weights[i] for i in indices])
-        ).to(device),
+        loss_mask_t=_joined(members, lambda sample: sample.loss_mask, device),
+        weight_t=weight_t.to(device),
         advantages_t=_joined(members, lambda sample: sample.advantages, device),
         old_log_probs_t=_joined(members, lambda sample: sample.old_log_probs, device),
         ref_log_probs_t=_joined(members, lambda sample: sample.ref_log_probs, device),
@@ -111,12 +86,12 @@ def _micro_batch(
 
 
 def _joined(
-    samples: Iterable[TrainSample],
+    samples: Sequence[TrainSample],
     field: Callable[[TrainSample], Sequence[float] | None],
-    device: torch.device | None = None,
+    device: torch.device,
 ) -> torch.Tensor | None:
     """One float32 tensor [t] of a per-token field; None unless every sample has it."""
-    parts = [field(sample) for sample in samples]
-    if any(part is None for part in parts):
+    parts = [part for sample in samples if (part := field(sample)) is not None]
+    if len(parts) < len(samples):
         return None
-    return torch.tensor(list(chain.from_iterable(parts)), dtype=torch.float32, device=device)
+    return torch.from_numpy(np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])).to(device)

@@ -1,4 +1,4 @@
-"""What a train step minimises: a policy loss with its KL, entropy and importance terms, or supervised likelihood.
+"""What a train step minimises: a policy loss with KL, entropy and importance terms, or supervised likelihood.
 
 An objective gives the loss of each token; what share a token has in the step's loss is decided elsewhere.
 """

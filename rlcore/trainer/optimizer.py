@@ -73,7 +73,7 @@ class TrainingState:
 
 
 def _finalize(stages: list[torch.nn.Module], num_tokens: torch.Tensor | None = None, **kwargs: Any) -> None:
-    """Sum gradients over ranks. The token weights hold the normalisation already, so none is left to do here."""
+    """Sum gradients over ranks; the normalisation is in the token weights, so none is left to do here."""
     finalize_model_grads(stages, None, **kwargs)
 
 
@@ -121,12 +121,20 @@ def _schedule(optimizer: ChainedOptimizer, settings: Optimizer, total_steps: int
         end_wd=settings.weight_decay,
         wd_incr_steps=decay_steps,
         wd_incr_style="constant",
-        # A resumed run follows the recipe, which may have gained steps, and takes only its place from the checkpoint.
+        # A resumed run follows the recipe, which may have gained steps; the checkpoint gives only its place.
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
     )
 
 
+def is_training_field(name: str) -> bool:
+    """Whether Megatron's DDP or optimizer configuration has this field, and its transformer has not."""
+    return name in (_names(DistributedDataParallelConfig) | _names(OptimizerConfig)) - _names(TransformerConfig)
+
+
 def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(kind)}
-    return {name: value for name, value in values.items() if name in names}
+    return {name: value for name, value in values.items() if name in _names(kind)}
+
+
+def _names(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}

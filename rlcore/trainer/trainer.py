@@ -1,0 +1,241 @@
+"""Trainer: what one rank of the training job does, from loading weights to the optimizer step.
+
+Its methods take and return plain data, so that it serves a loop in the same process or one far away. Megatron's
+schedule runs the micro-batches, so that one process and a pipeline of many are the same code.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+from rlcore.algorithms.logprob import Entropy, TokenScores, score_tokens
+from rlcore.algorithms.reduction import token_weights
+from rlcore.bridge.export import Exporter
+from rlcore.bridge.load import load_hf
+from rlcore.bridge.table import WeightBridge
+from rlcore.config.schema import Model, Optimizer, Parallel, Recompute
+from rlcore.data.train_sample import TrainSample
+from rlcore.errors import Problem, fail, raise_if_any
+from rlcore.models.build import build_model, transformer_config
+from rlcore.models.forward import forward_hidden, output_weight, vocabulary_start
+from rlcore.models.spec import ModelSpec
+from rlcore.trainer.batch import MicroBatch, micro_batches
+from rlcore.trainer.checkpoint import load_state, save_state
+from rlcore.trainer.metrics import Tally, summary, tally
+from rlcore.trainer.objectives import Objective
+from rlcore.trainer.optimizer import TrainingState, is_training_field
+from rlcore.trainer.weights import HostWeights
+
+_NAMED_SAMPLES = 5
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What a micro-batch leaves behind: its losses, in case a sample has to be found by them, and its tally."""
+
+    batch: MicroBatch
+    loss_t: torch.Tensor
+    tally: Tally
+
+
+class Trainer:
+    """Holds this rank's part of the policy. Needs process groups (`rlcore.trainer.setup.initialize`).
+
+    `megatron` holds fields of Megatron's transformer, DDP and optimizer configurations by their own names.
+    `temperature` is the one that responses are sampled at; it divides the logits of every score. `reference`
+    is the checkpoint of the KL term's reference policy, by default `checkpoint`. `exporter` iterates over the
+    current weights by their hub names.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        bridge: WeightBridge,
+        checkpoint: Path,
+        *,
+        model: Model,
+        parallel: Parallel | None = None,
+        recompute: Recompute | None = None,
+        megatron: Mapping[str, Any] | None = None,
+        max_tokens_per_gpu: int = 4096,
+        temperature: float = 1.0,
+        reference: Path | None = None,
+    ) -> None:
+        self._megatron = dict(megatron or {})
+        self._config = transformer_config(
+            spec,
+            parallel=parallel or Parallel(),
+            dtype=getattr(torch, model.dtype),
+            recompute=recompute or Recompute(),
+            megatron_overrides={k: v for k, v in self._megatron.items() if not is_training_field(k)},
+        )
+        self._bridge = bridge
+        self._reference_checkpoint = reference or checkpoint
+        self._max_tokens = max_tokens_per_gpu
+        self._temperature = temperature
+        self._reference: HostWeights | None = None
+        self._state: TrainingState | None = None
+        self.stages = build_model(spec, self._config)
+        load_hf(self.stages, bridge, checkpoint)
+        self._device = next(self.stages[0].parameters()).device
+        self.exporter = Exporter(self.stages, bridge)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken, those before a resume included."""
+        return 0 if self._state is None else int(self._state.schedule.num_steps)
+
+    def prepare_optimizer(self, settings: Optimizer, total_steps: int) -> None:
+        """Make gradient buffers, optimizer and schedule; `total_steps` is where a decay without its own ends."""
+        self._state = TrainingState(self.stages, self._config, settings, total_steps, self._megatron)
+
+    def log_probs(self, samples: Sequence[TrainSample]) -> list[np.ndarray]:
+        """Log-prob of each response token under the current weights, float32 [t] per sample, in order."""
+        _check(samples)
+        batches = micro_batches(samples, self._max_tokens, self._device)
+        with torch.no_grad():
+            scored = self._run(batches, self._score_only, forward_only=True)
+        found: list[np.ndarray] = [np.empty(0, np.float32)] * len(samples)
+        for batch, log_probs_t in scored:
+            parts = log_probs_t.cpu().split(batch.response_lengths)
+            for index, part in zip(batch.indices, parts, strict=True):
+                found[index] = part.numpy()
+        return found
+
+    def reference_log_probs(self, samples: Sequence[TrainSample]) -> list[np.ndarray]:
+        """`log_probs` under the reference policy, whose weights are read at the first call."""
+        if self._reference is None:
+            self._reference = self._read_reference()
+        with self._reference.swapped_in():
+            return self.log_probs(samples)
+
+    def _read_reference(self) -> HostWeights:
+        own = HostWeights(self.stages)
+        try:
+            load_hf(self.stages, self._bridge, self._reference_checkpoint)
+            return HostWeights(self.stages)
+        finally:
+            own.restore()
+
+    def train_step(self, samples: Sequence[TrainSample], objective: Objective) -> dict[str, float]:
+        """Take one optimizer step on `samples`, the whole step's, and return its metrics.
+
+        Raises RlcoreError where the loss or the gradient is not finite, before any weight changes.
+        """
+        state = self._training_state()
+        _check(samples)
+        masks = [torch.as_tensor(np.asarray(sample.loss_mask, np.float32)) for sample in samples]
+        weights = token_weights(masks, objective.reduction)
+        batches = micro_batches(samples, self._max_tokens, self._device, weights)
+        state.zero_gradients()
+        trained: list[_Trained] = self._run(batches, partial(self._loss, objective), forward_only=False)
+        metrics = summary(Tally.merge([one.tally for one in trained]))
+        gradient_norm = state.gradient_norm()
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(gradient_norm)):
+            raise self._not_finite(trained, samples, metrics["loss"], gradient_norm)
+        learning_rate = state.learning_rate
+        state.step(gradient_norm)
+        return metrics | {
+            "grad_norm": gradient_norm,
+            "lr": learning_rate,
+            "samples": float(len(samples)),
+            "micro_batches": float(len(batches)),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer, schedule and random states in torch_dist format."""
+        save_state(self._training_state(), folder)
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote: the next steps are those of the run that saved, bit for bit."""
+        load_state(self._training_state(), folder)
+
+    def _training_state(self) -> TrainingState:
+        assert self._state is not None, "prepare_optimizer comes first"
+        return self._state
+
+    def _run(
+        self, batches: Sequence[MicroBatch], finish: Callable[..., Any], *, forward_only: bool
+    ) -> list[Any]:
+        """Run micro-batches through Megatron's schedule; what `finish` leaves of each, on the last stage."""
+        stages = self.stages if self._state is None else self._state.stages
+
+        def forward_step(iterator: Any, stage: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
+            batch = next(iterator)
+            hidden_s1h = forward_hidden(stage, batch.tokens_s[None], batch.sequences)
+            return hidden_s1h, partial(finish, stage, batch)
+
+        iterators = [iter(batches) for _ in stages]
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=stages if len(stages) > 1 else stages[0],
+            num_microbatches=len(batches),
+            seq_length=max(len(batch.tokens_s) for batch in batches),
+            micro_batch_size=1,
+            forward_only=forward_only,
+            collect_non_loss_data=forward_only,
+        )
+
+    def _scores(
+        self, stage: torch.nn.Module, batch: MicroBatch, hidden_s1h: torch.Tensor, entropy: Entropy
+    ) -> TokenScores:
+        if self._config.sequence_parallel:
+            hidden_s1h = gather_from_sequence_parallel_region(hidden_s1h)
+        group = parallel_state.get_tensor_model_parallel_group() if self._config.sequence_parallel else None
+        return score_tokens(
+            hidden_s1h[:, 0].index_select(0, batch.predict_t),
+            output_weight(stage),
+            batch.targets_t,
+            temperature=self._temperature,
+            first_id=vocabulary_start(stage),
+            entropy=entropy,
+            group=group,
+        )
+
+    def _score_only(
+        self, stage: torch.nn.Module, batch: MicroBatch, hidden_s1h: torch.Tensor, non_loss_data: bool
+    ) -> tuple[MicroBatch, torch.Tensor]:
+        return batch, self._scores(stage, batch, hidden_s1h, "none").log_probs_t
+
+    def _loss(
+        self, objective: Objective, stage: torch.nn.Module, batch: MicroBatch, hidden_s1h: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, _Trained]:
+        scores = self._scores(stage, batch, hidden_s1h, objective.entropy)
+        token_loss = objective.token_loss(scores, batch)
+        loss = (batch.weight_t * token_loss.loss_t).sum()
+        done = _Trained(batch, token_loss.loss_t.detach(), tally(scores, token_loss, batch))
+        return loss, torch.zeros((), dtype=torch.int, device=loss.device), done
+
+    def _not_finite(
+        self, trained: Sequence[_Trained], samples: Sequence[TrainSample], loss: float, gradient_norm: float
+    ) -> Exception:
+        names = [
+            samples[one.batch.indices[row]].name
+            for one in trained
+            for row in one.batch.sample_t[~(one.loss_t * one.batch.weight_t).isfinite()].unique().tolist()
+        ]
+        more = len(names) - _NAMED_SAMPLES
+        listed = ", ".join(names[:_NAMED_SAMPLES]) + (f" and {more} more" if more > 0 else "")
+        return fail(
+            f"optimizer step {self.step + 1}",
+            f"loss {loss}, gradient norm {gradient_norm}" + (f", from {listed}" if names else ""),
+            "weights are as before the step; lower optimizer.lr, or look at these samples' rewards and log-probs",
+        )
+
+
+def _check(samples: Sequence[TrainSample]) -> None:
+    raise_if_any(
+        Problem(sample.name, "needs at least one prompt token and one response token to be trained on")
+        for sample in samples
+        if sample.prompt_length < 1 or sample.response_length < 1
+    )

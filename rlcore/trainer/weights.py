@@ -1,0 +1,36 @@
+"""Copies of a model's weights in host memory, swapped in for a while: the reference policy needs no second model."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+
+from rlcore.models.forward import PolicyModel
+
+
+class HostWeights:
+    """A snapshot of all parameters and buffers of this rank's stages, bit for bit."""
+
+    def __init__(self, stages: Sequence[PolicyModel]) -> None:
+        self._stages = stages
+        self._copies = [tensor.detach().to("cpu", copy=True) for tensor in self._live()]
+
+    def _live(self) -> Iterator[torch.Tensor]:
+        return chain.from_iterable(chain(stage.parameters(), stage.buffers()) for stage in self._stages)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Write the snapshot into the model, in place."""
+        for tensor, copy in zip(self._live(), self._copies, strict=True):
+            tensor.copy_(copy)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Let the model have the snapshot's weights inside the context, and its own again after it."""
+        own = HostWeights(self._stages)
+        self.restore()
+        try:
+            yield
+        finally:
+            own.restore()

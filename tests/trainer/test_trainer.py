@@ -1,0 +1,221 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rlcore.algorithms.losses import ClipOptions, clip
+from rlcore.config.schema import Algorithm, Optimizer
+from rlcore.config.training import KL
+from rlcore.errors import RlcoreError
+from rlcore.trainer.objectives import PolicyObjective, SftObjective
+
+LENGTHS = [(5, 9), (3, 17), (8, 4), (2, 30), (6, 12), (4, 1)]
+OPTIMIZER = Optimizer(lr=1e-3, warmup_steps=0)
+
+
+def policy(**algorithm) -> PolicyObjective:
+    return PolicyObjective(clip.policy_loss(ClipOptions()), Algorithm(**algorithm))
+
+
+def reference_log_probs(checkpoint, samples, temperature=1.0):
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    found = []
+    for sample in samples:
+        tokens = torch.tensor(sample.tokens)[None]
+        logits = model(tokens).logits[0, sample.prompt_length - 1 : -1] / temperature
+        found.append(logits.log_softmax(-1).gather(1, tokens[0, sample.prompt_length :, None])[:, 0])
+    return model, found
+
+
+def gradients(trainer):
+    return {name: p.main_grad.clone() for name, p in trainer.stages[0].named_parameters()}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_those_of_transformers(checkpoint, make_trainer, make_samples, temperature):
+    samples = make_samples(LENGTHS)
+    found = make_trainer(max_tokens_per_gpu=40, temperature=temperature).log_probs(samples)
+    _, expected = reference_log_probs(checkpoint, samples, temperature)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=2e-5)
+
+
+def test_a_sample_needs_a_prompt_and_a_response(make_trainer, make_samples):
+    with pytest.raises(RlcoreError, match=r"sample 0.*\n.*sample 1"):
+        make_trainer().log_probs(make_samples([(0, 4), (3, 0), (1, 1)]))
+
+
+@pytest.mark.parametrize("reduction", ["sample", "token"])
+def test_loss_and_gradient_do_not_depend_on_how_samples_are_packed(make_trainer, make_samples, reduction):
+    samples = make_samples(LENGTHS)
+    objective = policy(reduction=reduction, entropy_coefficient=0.01)
+    found = []
+    for cap, order in ((1000, samples), (33, samples[::-1]), (1, samples)):
+        trainer = make_trainer(max_tokens_per_gpu=cap)
+        trainer.prepare_optimizer(OPTIMIZER.model_copy(update={"clip_grad": 0.0}), total_steps=10)
+        found.append((trainer.train_step(order, objective), gradients(trainer)))
+    (whole, whole_gradients), *others = found
+    assert [metrics["micro_batches"] for metrics, _ in found] == [1, 4, 6]
+    for metrics, parts in others:
+        for name in ("loss", "pg_loss", "entropy", "clip_fraction", "grad_norm", "ratio_max", "tokens"):
+            assert metrics[name] == pytest.approx(whole[name], rel=1e-5, abs=1e-7), name
+        for name, gradient in parts.items():
+            expected = whole_gradients[name]
+            assert (gradient - expected).abs().max() <= 2e-6 * expected.abs().max(), name
+
+
+def test_the_gradient_of_grpo_is_that_of_a_plain_implementation(checkpoint, make_trainer, make_samples):
+    samples = make_samples(LENGTHS)
+    samples = [dataclasses.replace(s, ref_log_probs=s.old_log_probs) for s in samples]
+    trainer = make_trainer()
+    trainer.prepare_optimizer(OPTIMIZER, total_steps=10)
+    metrics = trainer.train_step(samples, policy(kl=KL(loss_coefficient=0.1, estimator="k3")))
+
+    model, log_probs = reference_log_probs(checkpoint, samples)
+    losses = []
+    for sample, new in zip(samples, log_probs, strict=True):
+        old, advantage, mask = map(torch.tensor, (sample.old_log_probs, sample.advantages, sample.loss_mask))
+        ratio = (new - old).exp()
+        surrogate = torch.maximum(-ratio * advantage, -ratio.clamp(0.8, 1.2) * advantage)
+        kl = (old - new).exp() - 1 - (old - new)
+        losses.append(((surrogate + 0.1 * kl) * mask).sum() / mask.sum().clamp(min=1))
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+    exported = dict(trainer.exporter)
+    assert exported.keys() == dict(model.named_parameters()).keys()
+    embedding = gradients(trainer)["embedding.word_embeddings.weight"]
+    # Megatron clips in place, after the norm was taken.
+    expected = model.model.embed_tokens.weight.grad * min(1.0, 1.0 / (norm.item() + 1e-6))
+    assert (embedding - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+def test_without_old_log_probs_the_current_ones_stand_in(make_trainer, make_samples):
+    samples = make_samples(LENGTHS, old_log_probs=None)
+    trainer = make_trainer()
+    trainer.prepare_optimizer(OPTIMIZER, total_steps=10)
+    current = trainer.log_probs(samples)
+    metrics = trainer.train_step(samples, policy())
+    assert metrics["ratio"] == pytest.approx(1.0)
+    again = make_trainer()
+    again.prepare_optimizer(OPTIMIZER, total_steps=10)
+    explicit = [dataclasses.replace(s, old_log_probs=o) for s, o in zip(samples, current, strict=True)]
+    assert again.train_step(explicit, policy())["grad_norm"] == pytest.approx(metrics["grad_norm"], rel=1e-5)
+
+
+def test_the_gap_between_engine_and_trainer_counts_fresh_tokens_only(make_trainer, make_samples):
+    trainer = make_trainer()
+    trainer.prepare_optimizer(OPTIMIZER, total_steps=10)
+    (sample,) = make_samples([(3, 4)], old_log_probs=None, loss_mask=[1, 1, 1, 1])
+    (current,) = trainer.log_probs([sample])
+    engine = current + np.array([0.0, 0.25, -0.5, 8.0], np.float32)
+    sample = dataclasses.replace(sample, rollout_log_probs=engine, fresh=[True, True, True, False])
+    metrics = trainer.train_step([sample], policy())
+    assert metrics["logprob_gap_max"] == pytest.approx(0.5, abs=1e-5)
+    assert metrics["logprob_gap_mean"] == pytest.approx(0.25, abs=1e-5)
+
+
+def test_supervised_loss_falls(make_trainer, make_samples):
+    trainer = make_trainer()
+    trainer.prepare_optimizer(Optimizer(lr=5e-3), total_steps=20)
+    samples = make_samples(LENGTHS, advantages=None, old_log_probs=None)
+    losses = [trainer.train_step(samples, SftObjective())["loss"] for _ in range(20)]
+    assert losses[0] == pytest.approx(-math.log(1 / 131), rel=0.2)
+    assert losses[-1] < losses[0] / 2
+    assert trainer.step == 20
+
+
+def test_the_learning_rate_warms_up_and_decays(make_trainer, make_samples):
+    trainer = make_trainer()
+    trainer.prepare_optimizer(Optimizer(lr=1e-3, warmup_steps=2, schedule="linear"), total_steps=6)
+    samples = make_samples([(3, 3)], advantages=None, old_log_probs=None)
+    rates = [trainer.train_step(samples, SftObjective())["lr"] for _ in range(6)]
+    assert rates == pytest.approx([0, 5e-4, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused(make_trainer):
+    with pytest.raises(RlcoreError, match=r"optimizer\.warmup_steps"):
+        make_trainer().prepare_optimizer(Optimizer(warmup_steps=10), total_steps=10)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_resumed_run_continues_bit_for_bit(make_trainer, make_samples, tmp_path, dtype):
+    batches = [make_samples(LENGTHS, seed=seed) for seed in range(4)]
+    settings = Optimizer(lr=1e-3, warmup_steps=1, schedule="cosine")
+
+    def start():
+        trainer = make_trainer(dtype=dtype)
+        trainer.prepare_optimizer(settings, total_steps=4)
+        return trainer
+
+    whole = start()
+    for batch in batches[:2]:
+        whole.train_step(batch, policy())
+    whole.save(tmp_path / "state")
+    expected = [whole.train_step(batch, policy()) for batch in batches[2:]]
+    resumed = start()
+    resumed.load(tmp_path / "state")
+    assert resumed.step == 2
+    assert [resumed.train_step(batch, policy()) for batch in batches[2:]] == expected
+    for (name, ours), (_, theirs) in zip(resumed.exporter, whole.exporter, strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_bfloat16_trains_like_float32(make_trainer, make_samples):
+    samples = make_samples(LENGTHS)
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        trainer = make_trainer(dtype=dtype)
+        trainer.prepare_optimizer(OPTIMIZER, total_steps=3)
+        losses[dtype] = [trainer.train_step(samples, SftObjective())["loss"] for _ in range(3)]
+        assert trainer.stages[0].output_layer.weight.main_grad.dtype == torch.float32
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+
+
+def test_the_reference_stays_where_the_policy_started(make_trainer, make_samples):
+    samples = make_samples(LENGTHS)
+    trainer = make_trainer()
+    trainer.prepare_optimizer(Optimizer(lr=1e-2), total_steps=3)
+    before = trainer.log_probs(samples)
+    trainer.train_step(samples, SftObjective())
+    moved = trainer.log_probs(samples)
+    reference = trainer.reference_log_probs(samples)
+    for first, now, frozen in zip(before, moved, reference, strict=True):
+        np.testing.assert_array_equal(frozen, first)
+        assert np.abs(now - first).max() > 1e-3
+    for now, again in zip(moved, trainer.log_probs(samples), strict=True):
+        np.testing.assert_array_equal(again, now)
+    trained = [
+        dataclasses.replace(s, old_log_probs=None, ref_log_probs=r)
+        for s, r in zip(samples, reference, strict=True)
+    ]
+    assert trainer.train_step(trained, policy(kl=KL(loss_coefficient=0.1)))["kl"] > 0
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(make_trainer, make_samples):
+    trainer = make_trainer()
+    trainer.prepare_optimizer(OPTIMIZER, total_steps=3)
+    samples = make_samples(LENGTHS)
+    bad = dataclasses.replace(samples[3], advantages=[float("nan")] * samples[3].response_length)
+    before = [weight.clone() for _, weight in trainer.exporter]
+    with pytest.raises(RlcoreError, match=r"optimizer step 1: loss nan.*from sample 3\n"):
+        trainer.train_step([*samples[:3], bad, *samples[4:]], policy())
+    for (name, weight), old in zip(trainer.exporter, before, strict=True):
+        assert torch.equal(weight, old), name
+    assert math.isfinite(trainer.train_step(samples, policy())["loss"])
+
+
+def test_importance_weights_scale_the_loss(make_trainer, make_samples):
+    trainer = make_trainer()
+    trainer.prepare_optimizer(OPTIMIZER, total_steps=3)
+    samples = make_samples(LENGTHS, old_log_probs=None)
+    engine = [log_probs - math.log(3) for log_probs in trainer.log_probs(samples)]
+    samples = [dataclasses.replace(s, rollout_log_probs=e) for s, e in zip(samples, engine, strict=True)]
+    metrics = trainer.train_step(samples, policy(importance_sampling={"enabled": True, "high": 2.0}))
+    assert metrics["importance_weight"] == pytest.approx(2.0)
+    assert metrics["logprob_gap_max"] == pytest.approx(math.log(3), rel=1e-4)
