@@ -1,10 +1,9 @@
 """`rlcore report RUN`: make the HTML page of a run, finished or not."""
 
 import argparse
-import json
 from pathlib import Path
 
-HELP = "one self-contained HTML page about a run"
+from rlcore.cli.output import print_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,5 +17,8 @@ def run(args: argparse.Namespace) -> int:
     from rlcore.telemetry.report import write_report
 
     page = write_report(args.run)
-    print(json.dumps({"report": str(page)}) if args.json else page)
+    if args.json:
+        print_json({"report": str(page)})
+    else:
+        print(page)
     return 0

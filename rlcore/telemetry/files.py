@@ -16,6 +16,9 @@ from typing import Any, Self
 
 from rlcore.errors import fail
 
+# A lone surrogate in a model's output has no UTF-8; written as \udXXX it is still the same text in JSON.
+ERRORS = "backslashreplace"
+
 
 def plain(value: Any) -> Any:
     """Return `value` as JSON can hold it: NaN and infinity become None, unknown objects their text."""
@@ -37,7 +40,7 @@ def write_text(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors=ERRORS) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -65,7 +68,7 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_torn_tail(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", errors=ERRORS)
         self._lock = threading.Lock()
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -100,11 +103,14 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").split(
+        "\n"
+    )  # not splitlines: JSON may hold other line breaks, such as U+2028, as they are
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
+            if line:
+                records.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number == len(lines):
                 break

@@ -21,11 +21,26 @@ from rlcore.telemetry.files import write_text
 from rlcore.telemetry.metrics import Row, evaluation_names, read_metrics, values
 from rlcore.telemetry.rollouts import TRAINING, evaluation_kind, read_samples, sample_files
 from rlcore.telemetry.run_folder import RunPaths, is_being_written
-from rlcore.telemetry.summary import pass_at_1, tokens_per_second, wall_seconds
+from rlcore.telemetry.summary import OCCASIONAL, pass_at_1, tokens_per_second, wall_seconds
 from rlcore.telemetry.units import duration, number, percent
 
 MOST_SAMPLES = 10
-PHASES = ("rollout", "reward", "train", "sync")
+PHASES = ("rollout", "reward", "train", "sync", *OCCASIONAL)
+CURVES: dict[str, dict[str, Any]] = {
+    "reward/mean": {"title": "Reward", "note": "mean over the samples of a step"},
+    "pass_rate": {"title": "Pass rate in training", "share": True, "text": percent},
+    "loss": {"title": "Loss"},
+    "kl": {"title": "KL to the reference", "note": "nats per token"},
+    "entropy": {"title": "Entropy", "note": "nats per token"},
+    "response/length_mean": {"title": "Response length", "note": "tokens, mean"},
+    "response/truncated": {"title": "Truncated responses", "note": "share cut short", "text": percent},
+    "grad_norm": {"title": "Gradient norm", "note": "before clipping"},
+    "lr": {"title": "Learning rate", "smooth": False},
+    "tokens/per_second": {"title": "Throughput", "note": "tokens per second"},
+}
+SHOWN_ELSEWHERE = re.compile(
+    r"attempt$|step$|time$|time/|eval/.*/pass@|filter/drop/|logprob_gap/|reward/.*/mean$"
+)
 # Environment variables of the recipe's cluster section may hold credentials; a page is made to be shared.
 SECRET = re.compile(r"^(\s*[\"']?[A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|KEY)[A-Z0-9_]*[\"']?\s*:).*$", re.MULTILINE)
 
@@ -83,7 +98,7 @@ class Record:
         """(step, value) of one metric where it was measured."""
         return curve(self.rows, name)
 
-    def names(self, prefix: str, suffix: str = "") -> list[str]:
+    def names(self, prefix: str = "", suffix: str = "") -> list[str]:
         """The metric names between `prefix` and `suffix`, in the order of their first appearance."""
         found = dict.fromkeys(name for row in self.rows for name in row)
         return [name for name in found if name.startswith(prefix) and name.endswith(suffix)]
@@ -117,6 +132,7 @@ def _page(record: Record) -> dict[str, Any]:
         "scores": [_score(record, name) for name in evaluation_names(record.rows)],
         "facts": _facts(record),
         "plots": [plot for plot in _plots(record) if plot],
+        "more_plots": [plot for plot in _more_plots(record) if plot],
         "time_plot": _time_plot(record),
         "time_shares": _time_shares(record),
         "pairs": pairs,
@@ -152,7 +168,11 @@ def _facts(record: Record) -> list[Fact]:
             duration(wall_seconds(record.paths.root)),
             "without the warm start" if record.warm_rows else "",
         ),
-        Fact("Throughput", f"{number(tokens_per_second(record.rows))} tok/s", "response tokens, whole steps"),
+        Fact(
+            "Throughput",
+            f"{number(tokens_per_second(record.rows))} tok/s",
+            "response tokens, evaluations apart",
+        ),
         Fact("Log-prob gap", number(gap), "largest, engine against trainer"),
     ]
     return facts + ([Fact("Peak memory", f"{memory:.1f} GB", "with child processes")] if memory else [])
@@ -164,41 +184,24 @@ def _score(record: Record, name: str) -> Score:
 
 
 def _plots(record: Record) -> list[charts.Plot | None]:
-    scores = {
-        name.removeprefix("eval/"): record.curve(name) for name in record.names("eval/") if "/pass@" in name
-    }
-    parts = [name for name in record.names("reward/", "/mean") if name != "reward/mean"]
-
-    def single(title: str, name: str, **looks: Any) -> charts.Plot | None:
-        return charts.line_plot(title, {title: record.curve(name)}, **looks)
-
+    """The curves that every run is judged by."""
+    scores = {_bare(name): record.curve(name) for name in record.names("eval/") if "/pass@" in name}
+    parts = {_bare(name): record.curve(name) for name in record.names("reward/", "/mean")}
+    gaps = {_bare(name): record.curve(name) for name in record.names("logprob_gap/")}
+    note = "engine against trainer, nats per token"
     return [
-        charts.line_plot(
-            "Evaluation", scores, share=True, text=percent, note="share of held-out problems solved"
-        ),
-        single("Reward", "reward/mean", note="mean over the samples of a step"),
-        charts.line_plot(
-            "Reward by part", {_part(name): record.curve(name) for name in parts} if parts[1:] else {}
-        ),
-        single("Pass rate in training", "pass_rate", share=True, text=percent),
-        charts.line_plot(
-            "Warm start: loss", {"loss": curve(record.warm_rows, "loss")}, note="supervised, per token"
-        ),
-        single("Loss", "loss"),
-        single("KL to the reference", "kl", note="nats per token"),
-        single("Entropy", "entropy", note="nats per token"),
-        single("Response length", "response/length_mean", note="tokens, mean"),
-        single("Truncated responses", "response/truncated", text=percent, note="share cut at the length limit"),
-        single("Gradient norm", "grad_norm", note="before clipping"),
-        single("Learning rate", "lr", smooth=False),
-        charts.line_plot(
-            "Log-prob gap",
-            {word: record.curve(f"logprob_gap/{word}") for word in ("max", "mean")},
-            log=True,
-            note="engine against trainer, nats per token",
-        ),
-        single("Throughput", "tokens/per_second", note="response tokens per second"),
+        charts.line_plot("Evaluation", scores, share=True, text=percent, note="held-out problems solved"),
+        charts.line_plot("Warm start: loss", {"loss": curve(record.warm_rows, "loss")}, note="supervised"),
+        *(charts.line_plot(**looks, series={name: record.curve(name)}) for name, looks in CURVES.items()),
+        charts.line_plot("Reward by part", parts if len(parts) > 1 else {}),
+        charts.line_plot("Log-prob gap", gaps, log=True, note=note),
     ]
+
+
+def _more_plots(record: Record) -> list[charts.Plot | None]:
+    """Whatever else was measured, under its own name."""
+    names = [name for name in record.names() if name not in CURVES and not SHOWN_ELSEWHERE.match(name)]
+    return [charts.line_plot(name, {name: record.curve(name)}) for name in sorted(names)]
 
 
 def curve(rows: list[Row], name: str) -> list[charts.Point]:
@@ -206,8 +209,9 @@ def curve(rows: list[Row], name: str) -> list[charts.Point]:
     return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
 
 
-def _part(name: str) -> str:
-    return name.removeprefix("reward/").removesuffix("/mean")
+def _bare(name: str) -> str:
+    """A metric's name without its family: `reward/math/mean` is `math`."""
+    return name.partition("/")[2].removesuffix("/mean")
 
 
 def _timed(record: Record) -> tuple[list[str], list[Row]]:

@@ -6,6 +6,7 @@ A file lock (flock) keeps a second process out; it dies with its holder, so a cr
 import fcntl
 import os
 import socket
+from asyncio import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -92,8 +93,11 @@ class RunFolder:
         """
         path = path.expanduser()
         _check(path, resume)
-        path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path)
+        except OSError as error:
+            raise fail(str(path), f"cannot be written: {error.strerror}", "another --run-dir") from error
         _check(path, resume)  # once more: another process may have begun and ended meanwhile
         run = cls(path, lock)
         run.events.record(START, pid=os.getpid(), resume=resume, environment=environment())
@@ -118,7 +122,7 @@ class RunFolder:
     ) -> None:
         if error is None:
             self.close()
-        elif isinstance(error, KeyboardInterrupt):
+        elif isinstance(error, KeyboardInterrupt | CancelledError):
             self.close("interrupted")
         else:
             self.close("failed", f"{type(error).__name__}: {error}")

@@ -9,6 +9,8 @@ from rlcore.telemetry.files import read_json_lines, write_json
 from rlcore.telemetry.metrics import Row, evaluation_names, read_metrics, values
 from rlcore.telemetry.run_folder import RunPaths
 
+OCCASIONAL = ("evaluation", "checkpoint")
+
 
 def summarize(
     run: Path, model: str, *, evaluation: str | None = None, warm_start: Path | None = None
@@ -17,8 +19,9 @@ def summarize(
 
     `pass_at_1_before` and `_after` are the first and the last evaluation on set `evaluation` (by default the
     first set). `seconds` is wall time over all attempts, `warm_start`'s included. `tokens_per_second` are
-    response tokens over whole training steps. `peak_rss_gb` is what `memory.py` measures, the larger of
-    both runs. `max_logprob_gap` is the largest distance between the log-probs of engine and trainer.
+    response tokens over the wall time of all steps, evaluations and checkpoints left out. `peak_rss_gb` is
+    what `memory.py` measures, the larger of both runs. `max_logprob_gap` is the largest distance between the
+    log-probs of engine and trainer.
     """
     runs = [run, warm_start] if warm_start else [run]
     rows = read_metrics(RunPaths(run).metrics)
@@ -53,11 +56,17 @@ def pass_at_1(rows: list[Row], evaluation: str | None = None) -> tuple[float | N
 
 
 def tokens_per_second(rows: list[Row]) -> float | None:
-    """Response tokens per second of whole steps: generation, rewards, training and sync together."""
+    """Response tokens per second of iterations: generation, rewards, training, sync and all between them."""
     steps = [row for row in rows if row.get("tokens/generated") is not None and row.get("time/step")]
     if not steps:
         return None
-    return sum(values(steps, "tokens/generated")) / sum(values(steps, "time/step"))
+    return sum(values(steps, "tokens/generated")) / sum(map(iteration_seconds, steps))
+
+
+def iteration_seconds(row: Row) -> float:
+    """Wall time of a step without what only some steps do: evaluations and checkpoints."""
+    seconds: float = row["time/step"]
+    return seconds - sum(row.get(f"time/{phase}") or 0.0 for phase in OCCASIONAL)
 
 
 def wall_seconds(run: Path) -> float:

@@ -18,8 +18,8 @@ def test_scalars_of_torch_are_written_as_numbers():
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = write_text(tmp_path / "file.txt", "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\ud800")
+    with pytest.raises(TypeError):
+        write_text(path, 5)
     assert path.read_text() == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["file.txt"]
 
@@ -46,3 +46,11 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
 
 def test_a_file_that_is_not_there_has_no_records(tmp_path):
     assert read_json_lines(tmp_path / "none.jsonl") == []
+
+
+def test_text_of_any_kind_survives(tmp_path):
+    hostile = {"line separators": "a\u2028b\x85c\x0bd\n", "lone surrogate": "\ud800", "other": "数学 🙂"}
+    with JsonLines(tmp_path / "log.jsonl") as lines:
+        lines.append(hostile)
+        lines.append({"a": 1})
+    assert read_json_lines(tmp_path / "log.jsonl") == [hostile, {"a": 1}]

@@ -60,6 +60,14 @@ def test_a_metric_that_was_never_finite_has_no_curve(finished_run):
     assert "KL to the reference" not in page_of(finished_run)
 
 
+def test_a_metric_that_the_report_does_not_know_is_drawn_under_its_name(tmp_path):
+    with RunFolder.create(tmp_path, resume=False) as run:
+        run.metrics.append(1, {"clip_fraction": 0.1, "loss": 0.5})
+    page = page_of(tmp_path)
+    assert "1 more curves" in page
+    assert "<b>clip_fraction</b>" in page
+
+
 def test_a_run_that_has_only_begun_has_a_page(tmp_path):
     run = RunFolder.create(tmp_path, resume=False)
     page = page_of(tmp_path)

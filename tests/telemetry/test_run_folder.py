@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from asyncio import CancelledError
 
 import pytest
 
@@ -47,7 +48,8 @@ def test_the_start_tells_the_environment(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(KeyboardInterrupt(), "interrupted"), (ValueError("bad reward"), "failed")]
+    ("error", "status"),
+    [(KeyboardInterrupt(), "interrupted"), (CancelledError(), "interrupted"), (ValueError("bad"), "failed")],
 )
 def test_a_run_that_breaks_off_says_how(tmp_path, error, status):
     with pytest.raises(type(error)), RunFolder.create(tmp_path, resume=False):
@@ -79,6 +81,12 @@ def test_a_file_is_no_run_folder(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(RlcoreError, match="is a file"):
         RunFolder.create(tmp_path / "run", resume=False)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RlcoreError, match=r"file/run: cannot be written: Not a directory"):
+        RunFolder.create(tmp_path / "file" / "run", resume=False)
 
 
 def test_two_processes_never_write_one_run(tmp_path):

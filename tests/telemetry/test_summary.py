@@ -42,6 +42,11 @@ def test_throughput_counts_whole_steps():
     assert tokens_per_second(rows) == 50.0
 
 
+def test_throughput_leaves_evaluations_and_checkpoints_out():
+    row = {"tokens/generated": 100, "time/step": 10.0, "time/evaluation": 7.0, "time/checkpoint": 1.0}
+    assert tokens_per_second([row]) == 50.0
+
+
 def test_time_between_attempts_does_not_count(tmp_path):
     events = [{"time": 10.0, "attempt": 1, "kind": "start"}, {"time": 500.0, "attempt": 2, "kind": "start"}]
     RunPaths(tmp_path).events.write_text("".join(json.dumps(event) + "\n" for event in events))
