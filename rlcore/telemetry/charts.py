@@ -161,9 +161,9 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:
-    """Centred mean over up to `window` neighbours."""
-    half = window // 2
-    return [_mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+    """Centred mean over up to `window` neighbours; fewer near the ends, as many on either side."""
+    halves = [min(window // 2, i, len(values) - 1 - i) for i in range(len(values))]
+    return [_mean(values[i - half : i + half + 1]) for i, half in enumerate(halves)]
 
 
 def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:

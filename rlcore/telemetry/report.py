@@ -171,7 +171,7 @@ def _facts(record: Record) -> list[Fact]:
         Fact(
             "Throughput",
             f"{number(tokens_per_second(record.rows))} tok/s",
-            "response tokens, evaluations apart",
+            "without evaluations",
         ),
         Fact("Log-prob gap", number(gap), "largest, engine against trainer"),
     ]
@@ -186,7 +186,7 @@ def _score(record: Record, name: str) -> Score:
 def _plots(record: Record) -> list[charts.Plot | None]:
     """The curves that every run is judged by."""
     scores = {_bare(name): record.curve(name) for name in record.names("eval/") if "/pass@" in name}
-    parts = {_bare(name): record.curve(name) for name in record.names("reward/", "/mean")}
+    parts = {_bare(name): record.curve(name) for name in record.names("reward/", "/mean") if name not in CURVES}
     gaps = {_bare(name): record.curve(name) for name in record.names("logprob_gap/")}
     note = "engine against trainer, nats per token"
     return [

@@ -65,3 +65,7 @@ def test_stacked_bars_average_neighbours_when_they_are_many():
     assert len(plot.bars) == 120
     assert plot.hover["steps"][0] == "steps 1–2"
     assert plot.hover["series"][0]["text"][0] == "2.00"
+
+
+def test_a_moving_average_keeps_a_straight_line_straight():
+    assert charts.moving_average([1, 2, 3, 4, 5, 6], window=5) == pytest.approx([1, 2, 3, 4, 5, 6])
