@@ -7,8 +7,14 @@ nearly every sample; sympy is imported when the first answer needs it. Algebra m
 (`(10^9)!`): whoever calls must be ready to kill it.
 """
 
+import logging
 import re
+import warnings
 from functools import lru_cache
+
+# They report what they cannot parse; to a reward that is an answer like any other.
+for library in ("pylatexenc", "math_verify"):
+    logging.getLogger(library).setLevel(logging.CRITICAL)
 
 ENCLOSING_TEXT = re.compile(r"\\text\{(.+?)\}$")
 BRACKETS = "()[]"
@@ -26,7 +32,7 @@ def verified_equal(answer: str, truth: str) -> bool:
 
     # Its own time-outs rely on signals; the process that calls is killed instead.
     gold, target = (parse(f"\\boxed{{{text}}}", parsing_timeout=None) for text in (truth, answer))
-    return verify(gold, target, timeout_seconds=None)
+    return bool(verify(gold, target, timeout_seconds=None))
 
 
 # Normal form of the text -----------------------------------------------------------------------------------
@@ -105,8 +111,11 @@ def _integer(answer: str) -> str:
 def _without_latex(answer: str) -> str:
     from pylatexenc.latex2text import LatexNodes2Text
 
-    answer = re.sub(r"\\[td]?frac", r" \\frac", answer)  # the space keeps 1\frac{3}{4} a mixed number
-    return LatexNodes2Text().latex_to_text(answer).translate(SYMBOLS).strip()
+    spaced = re.sub(r"\\[td]?frac", r" \\frac", answer)  # the space keeps 1\frac{3}{4} a mixed number
+    try:
+        return LatexNodes2Text().latex_to_text(spaced).translate(SYMBOLS).strip()
+    except Exception:  # what is no LaTeX fails anywhere in the parser, and stays as it is
+        return answer
 
 
 def _number(text: str) -> float | None:
@@ -170,8 +179,9 @@ def _difference_is_zero(expression: str) -> bool:
     from sympy.parsing import sympy_parser
 
     rules = (*sympy_parser.standard_transformations, sympy_parser.implicit_multiplication_application)
-    try:
-        difference = sympy_parser.parse_expr(expression.replace("^", "**"), transformations=rules)
-        return bool(sympy.simplify(difference) == 0)
-    except Exception:  # sympy's parser raises whatever its tokenizer, eval and types do: such text is no answer
-        return False
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            difference = sympy_parser.parse_expr(expression.replace("^", "**"), transformations=rules)
+            return bool(sympy.simplify(difference) == 0)
+        except Exception:  # its parser raises whatever tokenizer, eval and types do: such text is no answer
+            return False
