@@ -10,7 +10,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: rlcore train RECIPE --set optimizer.lr=2e-6 --run-dir runs/first"
     running.add_arguments(parser)
     parser.add_argument(
-        "--cluster", choices=["local", "ray"], default="local", help="where processes run (default: %(default)s)"
+        "--cluster",
+        choices=["local", "ray"],
+        default="local",
+        help="where processes run (default: %(default)s)",
     )
 
 
@@ -20,12 +23,16 @@ def run(args: argparse.Namespace) -> int:
     from rlcore.controller.run_start import RunPlace
     from rlcore.controller.train import gather, train
     from rlcore.telemetry.report import write_report
+    from rlcore.telemetry.run_folder import RunPaths
     from rlcore.telemetry.summary import write_summary
 
     place = RunPlace(args.run_dir or Path("runs") / loaded.recipe.name, args.resume, args.accept_plugin_changes)
     materials = gather(prepare(loaded, "train"))
     status = running.run("train", args, place, lambda: train(materials, place, args.quiet))
     if status == 0 and not args.dry_run:
-        write_summary(place.path, loaded.recipe.name)
+        # A model that `rlcore sft` made brings the cost and the curve of its own run along.
+        parent = materials.prepared.checkpoint.parent
+        warm_start = parent if RunPaths(parent).is_run() else None
+        write_summary(place.path, materials.prepared.model.spec.model_type, warm_start=warm_start)
         print(f"report: {write_report(place.path)}")
     return status

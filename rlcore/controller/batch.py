@@ -28,7 +28,9 @@ def estimate_advantages(
     `log_probs` and `ref_log_probs` hold one tensor per sample, of the trainer's policy and of the reference.
     """
     lengths_n = torch.tensor([len(sample.tokens) for sample in samples])
-    mask_t = torch.tensor(list(chain.from_iterable(sample.loss_mask for sample in samples)), dtype=torch.float32)
+    mask_t = torch.tensor(
+        list(chain.from_iterable(sample.loss_mask for sample in samples)), dtype=torch.float32
+    )
     log_probs_t = None if log_probs is None else torch.cat(list(log_probs))
     ref_log_probs_t = None if ref_log_probs is None else torch.cat(list(ref_log_probs))
     estimate = estimator.estimate(

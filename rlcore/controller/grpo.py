@@ -20,7 +20,7 @@ from rlcore.controller.sync import sync_weights
 from rlcore.data.prompts import PromptSource
 from rlcore.data.sample import Sample
 from rlcore.rollout.engine import Engine
-from rlcore.rollout.generation import Generator, Rollout
+from rlcore.rollout.generation import Generator
 from rlcore.telemetry.rollouts import TRAINING, evaluation_kind, write_samples
 from rlcore.trainer.batch import TrainSample
 from rlcore.trainer.objectives import PolicyObjective
@@ -166,14 +166,16 @@ class Grpo:
             name = problems.settings.name
             with session.timer("evaluation"):
                 groups = await self._actors.judge.generate(
-                    problems.groups(self._recipe.seed), problems.settings, on_progress=self._show(f"evaluation {name}")
+                    problems.groups(self._recipe.seed),
+                    problems.settings,
+                    on_progress=self._show(f"evaluation {name}"),
                 )
             write_samples(session.folder.paths.rollouts, evaluation_kind(name), session.done, _flat(groups))
             session.evaluation(evaluation_metrics(name, groups))
 
     def _show(self, phase: str):  # noqa: ANN202
         def show(done: int, total: int, tokens: int) -> None:
-            self._session.watchdog.progress()
+            self._session.watchdog.progress(f"{phase}: {done} of {total}")
             self._session.progress.status(phase, done, total)
 
         return show

@@ -1,11 +1,11 @@
 """Everything about a run that can be wrong is found out here, before a folder is made or a process started."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlcore.config.checkpoint import read_architecture
 from rlcore.config.checks import check
 from rlcore.config.load import LoadedRecipe
 from rlcore.config.schema import Dataset, Recipe
@@ -13,7 +13,7 @@ from rlcore.config.support import unbuilt
 from rlcore.controller.evaluation import EvaluationSet
 from rlcore.controller.selection import ModelPlugins, select_model
 from rlcore.data.chat import Prompt, tokenize_prompts
-from rlcore.data.datasets import Row, load_rows
+from rlcore.data.datasets import load_rows
 from rlcore.data.tokenizer import load_tokenizer, stop_token_ids
 from rlcore.errors import Problem, RlcoreError, fail, raise_if_any
 from rlcore.registry import Catalog
@@ -44,12 +44,12 @@ def prepare(loaded: LoadedRecipe, command: str) -> Prepared:
     catalog = Catalog.installed(recipe.plugins.deny, recipe.plugins.require)
     raise_if_any([*check(loaded, catalog), *unbuilt(loaded), *_missing_sections(recipe, command)])
     checkpoint = _checkpoint_folder(recipe)
-    hf_config = json.loads((checkpoint / "config.json").read_text()) | dict(recipe.model.overrides)
+    architecture = read_architecture(recipe.model.checkpoint, recipe.model.overrides, catalog)
     return Prepared(
         loaded,
         catalog,
         checkpoint,
-        select_model(catalog, recipe, hf_config),
+        select_model(catalog, recipe, architecture.hf_config),
         load_tokenizer(checkpoint),
         stop_token_ids(checkpoint),
     )
@@ -81,14 +81,22 @@ def _missing_sections(recipe: Recipe, command: str) -> list[Problem]:
     needs: dict[str, Sequence[tuple[str, Any, str]]] = {
         "train": [
             ("data", recipe.data, "data: {path: prompts.jsonl}"),
-            ("rewards", recipe.rewards, "rewards: [NAME]; rlcore list-plugins --kind reward shows the installed"),
+            (
+                "rewards",
+                recipe.rewards,
+                "rewards: [NAME]; rlcore list-plugins --kind reward shows the installed",
+            ),
             ("train.steps", recipe.train.steps or recipe.train.epochs, "train: {steps: 100}"),
         ],
         "sft": [("sft", recipe.sft, "sft: {data: {path: answers.jsonl}}")],
-        "eval": [("eval.datasets", recipe.eval.datasets, "eval: {datasets: [{name: NAME, path: problems.jsonl}]}")],
+        "eval": [
+            ("eval.datasets", recipe.eval.datasets, "eval: {datasets: [{name: NAME, path: problems.jsonl}]}")
+        ],
     }
     return [
-        Problem(key, f"rlcore {command} needs this key", remedy) for key, value, remedy in needs[command] if not value
+        Problem(key, f"rlcore {command} needs this key", remedy)
+        for key, value, remedy in needs[command]
+        if not value
     ]
 
 
@@ -96,5 +104,7 @@ def _checkpoint_folder(recipe: Recipe) -> Path:
     folder = Path(recipe.model.checkpoint).expanduser()
     if not folder.is_dir():
         remedy = f"hf download {recipe.model.checkpoint} --local-dir FOLDER, then --set model.checkpoint=FOLDER"
-        raise fail("model.checkpoint", f"there is no folder {recipe.model.checkpoint!r} on this machine", remedy)
+        raise fail(
+            "model.checkpoint", f"there is no folder {recipe.model.checkpoint!r} on this machine", remedy
+        )
     return folder

@@ -13,6 +13,7 @@ from rlcore.controller.checkpoints import CheckpointStore, RunState
 from rlcore.telemetry.memory import MemoryMeter
 from rlcore.telemetry.progress import Progress
 from rlcore.telemetry.run_folder import RunFolder
+from rlcore.telemetry.summary import iteration_seconds
 from rlcore.telemetry.timing import PhaseTimer
 from rlcore.telemetry.watchdog import Watchdog
 
@@ -37,7 +38,7 @@ class Session:
         self.source = source
         row = {**metrics, **self.timer.end_step(), "memory/peak_rss_gb": self.memory.peak_gb()}
         if tokens := row.get("tokens/generated", row.get("tokens")):
-            row["tokens/per_second"] = tokens / row["time/step"]
+            row["tokens/per_second"] = tokens / iteration_seconds(row)
         self.folder.metrics.append(self.done, row)
         self.progress.step({"step": self.done, **row})
         if self.checkpoints.due(self.done):

@@ -3,10 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlcore.controller.checkpoints import TRAINER, RunState
+from rlcore.controller.checkpoints import RunState
 from rlcore.controller.evaluation import EvaluationSet
 from rlcore.controller.grpo import Actors, Grpo
 from rlcore.controller.preparation import Prepared, evaluation_sets, load_prompts
@@ -15,12 +14,10 @@ from rlcore.controller.selection import AlgorithmPlugins, select_algorithm
 from rlcore.controller.session import open_session
 from rlcore.data.chat import Prompt
 from rlcore.data.prompts import PromptSource
-from rlcore.rollout.generation import Generator
 from rlcore.rollout.local import LocalEngine
-from rlcore.rollout.rewards import RewardRunner
 
 if TYPE_CHECKING:
-    from rlcore.trainer.trainer import Trainer
+    pass
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlcore.bridge.export import save_hf
 from rlcore.config.schema import SFT
+from rlcore.controller.assembly import make_trainer
 from rlcore.controller.checkpoints import RunState
 from rlcore.controller.preparation import Prepared
 from rlcore.controller.run_start import RunPlace, restore, start
@@ -12,7 +14,7 @@ from rlcore.controller.session import Session, open_session
 from rlcore.data.datasets import load_rows
 from rlcore.data.sample import Sample
 from rlcore.data.supervised import batch_at, supervised_samples
-from rlcore.trainer.batch import TrainSample
+from rlcore.data.train_sample import TrainSample
 from rlcore.trainer.objectives import SftObjective
 from rlcore.trainer.trainer import Trainer
 
@@ -32,7 +34,7 @@ def gather(prepared: Prepared) -> Lessons:
     assert sft is not None
     samples, dropped = supervised_samples(load_rows(sft.data), prepared.tokenizer, sft, prepared.stop_ids)
     if dropped:
-        print(f"{sft.data.path}: left out {dropped} rows longer than {sft.data.max_prompt_tokens} prompt tokens")
+        print(f"{sft.data.path}: left out {dropped} rows over {sft.data.max_prompt_tokens} prompt tokens")
     return Lessons(prepared, sft, samples)
 
 
@@ -44,9 +46,7 @@ def imitate(lessons: Lessons, place: RunPlace, quiet: bool = False) -> None:
 
 async def _imitate(lessons: Lessons, place: RunPlace, quiet: bool) -> None:
     prepared, sft = lessons.prepared, lessons.sft
-    trainer = Trainer.from_recipe(
-        prepared.recipe, prepared.model, prepared.checkpoint, optimizer=sft.optimizer, total_updates=sft.steps
-    )
+    trainer = make_trainer(prepared, sft.optimizer, sft.steps)
     folder = start(prepared.loaded, prepared.model.plugins, place)
     state = restore(folder, place, RunState(0, {}), trainer.load)
     with open_session(
@@ -55,7 +55,7 @@ async def _imitate(lessons: Lessons, place: RunPlace, quiet: bool) -> None:
         while session.done < sft.steps:
             _step(lessons, trainer, session)
             await asyncio.sleep(0)
-    trainer.save_hf(folder.path / "hf")
+    save_hf(trainer.stages, prepared.model.bridge, folder.path / "hf", source=prepared.checkpoint)
 
 
 def _step(lessons: Lessons, trainer: Trainer, session: Session) -> None:

@@ -1,0 +1,39 @@
+"""Makes the heavy objects of a run from a prepared recipe: the trainer, the engine, and who scores for it."""
+
+from pathlib import Path
+
+from rlcore.config.schema import Optimizer
+from rlcore.controller.preparation import Prepared
+from rlcore.rollout.local import LocalEngine
+from rlcore.trainer.setup import initialize
+from rlcore.trainer.trainer import Trainer
+
+
+def make_trainer(prepared: Prepared, optimizer: Optimizer, total_updates: int) -> Trainer:
+    """Load the policy into Megatron, ready to train. Raises RlcoreError for weights that cannot be used."""
+    recipe = prepared.recipe
+    initialize(recipe.parallel, recipe.seed)
+    trainer = Trainer(
+        prepared.model.spec,
+        prepared.model.bridge,
+        prepared.checkpoint,
+        model=recipe.model,
+        parallel=recipe.parallel,
+        recompute=recipe.recompute,
+        megatron=recipe.megatron,
+        max_tokens_per_gpu=recipe.train.max_tokens_per_gpu,
+        temperature=recipe.rollout.temperature,
+        reference=Path(recipe.algorithm.kl.reference) if recipe.algorithm.kl.reference else None,
+    )
+    trainer.prepare_optimizer(optimizer, total_updates)
+    return trainer
+
+
+def make_engine(prepared: Prepared) -> LocalEngine:
+    """Load the engine's own copy of the policy."""
+    rollout = prepared.recipe.rollout
+    return LocalEngine(
+        Path(rollout.checkpoint or prepared.checkpoint),
+        concurrency=rollout.local.concurrency,
+        dtype=rollout.local.dtype or prepared.recipe.model.dtype,
+    )

@@ -1,0 +1,35 @@
+from rlcore.controller.metrics import evaluation_metrics, rollout_metrics
+from rlcore.data.sample import Sample, Status
+
+
+def sample(reward, group=0, tokens=2, status=Status.COMPLETED, **parts):
+    return Sample("p", group=group, reward=reward, tokens=[1] * tokens, status=status, reward_parts=parts)
+
+
+def test_pass_at_k_counts_problems_and_pass_at_1_counts_responses():
+    groups = [[sample(1.0), sample(0.0)], [sample(0.0), sample(0.0)]]
+    metrics = evaluation_metrics("set", groups)
+    assert metrics["eval/set/pass@1"] == 0.25
+    assert metrics["eval/set/pass@2"] == 0.5
+
+
+def test_a_negative_reward_is_no_pass():
+    assert evaluation_metrics("set", [[sample(-1.0)]])["eval/set/pass@1"] == 0
+
+
+def test_every_reward_part_has_its_mean():
+    metrics = rollout_metrics([sample(1.0, math=1.0), sample(0.5, math=0.0)])
+    assert metrics["reward/math/mean"] == 0.5
+    assert metrics["reward/mean"] == 0.75
+
+
+def test_groups_without_spread_are_counted():
+    samples = [sample(1.0, group=0), sample(1.0, group=0), sample(0.0, group=1), sample(1.0, group=1)]
+    assert rollout_metrics(samples)["reward/zero_std_groups"] == 0.5
+
+
+def test_lengths_and_truncation():
+    metrics = rollout_metrics([sample(0.0, tokens=2), sample(0.0, tokens=4, status=Status.TRUNCATED)])
+    assert metrics["response/length_mean"] == 3
+    assert metrics["response/truncated"] == 0.5
+    assert metrics["tokens/generated"] == 6
