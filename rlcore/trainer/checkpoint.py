@@ -1,5 +1,6 @@
 """Trainer state in Megatron's torch_dist format: weights, optimizer, schedule and random states."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
+from rlcore.errors import fail
+from rlcore.models.forward import PolicyModel
 from rlcore.trainer.optimizer import TrainingState
 
 
@@ -47,11 +50,17 @@ def save_state(state: TrainingState, folder: Path) -> None:
     )
 
 
+def load_weights(stages: Sequence[PolicyModel], folder: Path) -> None:
+    """Read only the weights of a torch_dist checkpoint. Raises RlcoreError where `folder` holds none."""
+    if not dist_checkpointing.check_is_distributed_checkpoint(str(folder)):
+        raise fail("model.load", f"{folder} is no torch_dist checkpoint", "name a folder with a metadata.json")
+    _fill(stages, dist_checkpointing.load(_weights(stages), str(folder)))
+
+
 def load_state(state: TrainingState, folder: Path) -> None:
     """Read back what `save_state` wrote, into weights, optimizer, schedule and random states of this rank."""
     loaded = dist_checkpointing.load(_sharded(state, is_loading=True), str(folder))
-    for number, stage in enumerate(state.stages):
-        stage.module.load_state_dict(loaded[_stage_key(number)])
+    _fill(_policies(state), loaded)
     state.optimizer.load_state_dict(loaded["optimizer"])
     state.schedule.num_steps = 0
     state.schedule.load_state_dict(loaded["schedule"])
@@ -59,22 +68,38 @@ def load_state(state: TrainingState, folder: Path) -> None:
 
 
 def _sharded(state: TrainingState, is_loading: bool) -> dict[str, Any]:
-    metadata = {
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-        "distrib_optim_sharding_type": "fully_reshardable",
-    }
-    weights = {
-        _stage_key(number): stage.module.sharded_state_dict(metadata=metadata)
-        for number, stage in enumerate(state.stages)
-    }
+    weights = _weights(_policies(state))
     model = weights if len(weights) > 1 else weights[_stage_key(0)]
     rank, world_size = dist.get_rank(), dist.get_world_size()
     return {
         **weights,
-        "optimizer": state.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=metadata),
+        "optimizer": state.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_metadata()),
         "schedule": state.schedule.state_dict(),
         "random": ShardedObject("random", _random_states(), (world_size,), (rank,)),
     }
+
+
+def _metadata() -> dict[str, Any]:
+    return {
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        "distrib_optim_sharding_type": "fully_reshardable",
+    }
+
+
+def _policies(state: TrainingState) -> list[PolicyModel]:
+    return [stage.module for stage in state.stages]
+
+
+def _weights(stages: Sequence[PolicyModel]) -> dict[str, Any]:
+    metadata = _metadata()
+    return {
+        _stage_key(number): stage.sharded_state_dict(metadata=metadata) for number, stage in enumerate(stages)
+    }
+
+
+def _fill(stages: Sequence[PolicyModel], loaded: Mapping[str, Any]) -> None:
+    for number, stage in enumerate(stages):
+        stage.load_state_dict(loaded[_stage_key(number)])
 
 
 def _stage_key(number: int) -> str:

@@ -1,7 +1,8 @@
 """Megatron's data parallelism, distributed optimizer and learning-rate schedule, from a recipe's settings."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import importlib.util
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from rlcore.config.schema import Optimizer
-from rlcore.errors import fail
+from rlcore.errors import Problem, fail, raise_if_any
 from rlcore.models.forward import PolicyModel
 
 # Gradients of micro-batches add up in float32, whatever the model computes in.
@@ -37,13 +38,19 @@ class TrainingState:
         total_steps: int,
         megatron: Mapping[str, Any],
     ) -> None:
+        fields = _optimizer_fields(config, settings)
+        raise_if_any(
+            [*_missing_hardware(settings), *_owned_problems(megatron, fields.keys() | _DDP_FIELDS.keys())]
+        )
         ddp_config = DistributedDataParallelConfig(
-            **{**_DDP_FIELDS, **_known(DistributedDataParallelConfig, megatron)}
+            **_DDP_FIELDS, **_known(DistributedDataParallelConfig, megatron)
         )
         self.stages = [DistributedDataParallel(config, ddp_config, stage) for stage in stages]
         config.finalize_model_grads_func = _finalize
         self.optimizer: ChainedOptimizer = get_megatron_optimizer(
-            _optimizer_config(config, settings, megatron), self.stages, use_gloo_process_groups=False
+            OptimizerConfig(**fields, **_known(OptimizerConfig, megatron)),
+            self.stages,
+            use_gloo_process_groups=False,
         )
         self.schedule = _schedule(self.optimizer, settings, total_steps)
         self._clip = settings.clip_grad
@@ -77,10 +84,8 @@ def _finalize(stages: list[torch.nn.Module], num_tokens: torch.Tensor | None = N
     finalize_model_grads(stages, None, **kwargs)
 
 
-def _optimizer_config(
-    config: TransformerConfig, settings: Optimizer, megatron: Mapping[str, Any]
-) -> OptimizerConfig:
-    fields = {
+def _optimizer_fields(config: TransformerConfig, settings: Optimizer) -> dict[str, Any]:
+    return {
         "optimizer": "adam",
         "lr": settings.lr,
         "min_lr": settings.min_lr,
@@ -96,7 +101,19 @@ def _optimizer_config(
         "optimizer_cpu_offload": settings.cpu_offload,
         "overlap_cpu_optimizer_d2h_h2d": settings.overlap_offload,
     }
-    return OptimizerConfig(**{**fields, **_known(OptimizerConfig, megatron)})
+
+
+def _missing_hardware(settings: Optimizer) -> Iterator[Problem]:
+    if settings.cpu_offload and not torch.cuda.is_available():
+        yield Problem("optimizer.cpu_offload", "there is no GPU to offload from", "set it to false")
+    if settings.precision_aware and importlib.util.find_spec("transformer_engine") is None:
+        yield Problem("optimizer.precision_aware", "needs TransformerEngine", "install it, or set it to false")
+
+
+def _owned_problems(megatron: Mapping[str, Any], owned: Collection[str]) -> Iterator[Problem]:
+    for name in megatron:
+        if name in owned:
+            yield Problem(f"megatron.{name}", "is set by rlcore", "see the recipe's section `optimizer`")
 
 
 def _schedule(optimizer: ChainedOptimizer, settings: Optimizer, total_steps: int) -> OptimizerParamScheduler:

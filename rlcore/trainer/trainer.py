@@ -19,7 +19,7 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
 from rlcore.algorithms.logprob import Entropy, TokenScores, score_tokens
 from rlcore.algorithms.reduction import token_weights
-from rlcore.bridge.export import Exporter
+from rlcore.bridge.export import Exporter, save_hf
 from rlcore.bridge.load import load_hf
 from rlcore.bridge.table import WeightBridge
 from rlcore.config.schema import Model, Optimizer, Parallel, Recompute
@@ -29,7 +29,7 @@ from rlcore.models.build import build_model, transformer_config
 from rlcore.models.forward import forward_hidden, output_weight, vocabulary_start
 from rlcore.models.spec import ModelSpec
 from rlcore.trainer.batch import MicroBatch, micro_batches
-from rlcore.trainer.checkpoint import load_state, save_state
+from rlcore.trainer.checkpoint import load_state, load_weights, save_state
 from rlcore.trainer.metrics import Tally, summary, tally
 from rlcore.trainer.objectives import Objective
 from rlcore.trainer.optimizer import TrainingState, is_training_field
@@ -51,9 +51,9 @@ class Trainer:
     """Holds this rank's part of the policy. Needs process groups (`rlcore.trainer.setup.initialize`).
 
     `megatron` holds fields of Megatron's transformer, DDP and optimizer configurations by their own names.
-    `temperature` is the one that responses are sampled at; it divides the logits of every score. `reference`
-    is the checkpoint of the KL term's reference policy, by default `checkpoint`. `exporter` iterates over the
-    current weights by their hub names.
+    `temperature` is the one that responses are sampled at; it divides the logits of every score, of which
+    those of `log_probs_chunk` tokens exist at a time. `reference` is the checkpoint of the KL term's reference
+    policy, by default `checkpoint`. `exporter` iterates over the current weights by their hub names.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Trainer:
         megatron: Mapping[str, Any] | None = None,
         max_tokens_per_gpu: int = 4096,
         temperature: float = 1.0,
+        log_probs_chunk: int | None = None,
         reference: Path | None = None,
     ) -> None:
         self._megatron = dict(megatron or {})
@@ -82,10 +83,15 @@ class Trainer:
         self._reference_checkpoint = reference or checkpoint
         self._max_tokens = max_tokens_per_gpu
         self._temperature = temperature
+        self._log_probs_chunk = log_probs_chunk
         self._reference: HostWeights | None = None
         self._state: TrainingState | None = None
         self.stages = build_model(spec, self._config)
-        load_hf(self.stages, bridge, checkpoint)
+        self._source = checkpoint
+        if model.load is None:
+            load_hf(self.stages, bridge, checkpoint)
+        else:
+            load_weights(self.stages, model.load)
         self._device = next(self.stages[0].parameters()).device
         self.exporter = Exporter(self.stages, bridge)
 
@@ -95,7 +101,7 @@ class Trainer:
         return 0 if self._state is None else int(self._state.schedule.num_steps)
 
     def prepare_optimizer(self, settings: Optimizer, total_steps: int) -> None:
-        """Make gradient buffers, optimizer and schedule; `total_steps` is where a decay without its own ends."""
+        """Make gradient buffers, optimizer and schedule, whose decay ends at `total_steps` unless set."""
         self._state = TrainingState(self.stages, self._config, settings, total_steps, self._megatron)
 
     def log_probs(self, samples: Sequence[TrainSample]) -> list[np.ndarray]:
@@ -159,6 +165,10 @@ class Trainer:
         """Go on from what `save` wrote: the next steps are those of the run that saved, bit for bit."""
         load_state(self._training_state(), folder)
 
+    def save_hf(self, folder: Path) -> None:
+        """Write a checkpoint like the one that training began with, config and tokenizer included."""
+        save_hf(self.stages, self._bridge, folder, source=self._source)
+
     def _training_state(self) -> TrainingState:
         assert self._state is not None, "prepare_optimizer comes first"
         return self._state
@@ -192,14 +202,16 @@ class Trainer:
         if self._config.sequence_parallel:
             hidden_s1h = gather_from_sequence_parallel_region(hidden_s1h)
         group = parallel_state.get_tensor_model_parallel_group() if self._config.sequence_parallel else None
+        weight_vh = output_weight(stage)
         return score_tokens(
             hidden_s1h[:, 0].index_select(0, batch.predict_t),
-            output_weight(stage),
+            weight_vh,
             batch.targets_t,
             temperature=self._temperature,
             first_id=vocabulary_start(stage),
             entropy=entropy,
             group=group,
+            tile_elements=self._log_probs_chunk and self._log_probs_chunk * len(weight_vh),
         )
 
     def _score_only(
@@ -229,7 +241,7 @@ class Trainer:
         return fail(
             f"optimizer step {self.step + 1}",
             f"loss {loss}, gradient norm {gradient_norm}" + (f", from {listed}" if names else ""),
-            "weights are as before the step; lower optimizer.lr, or look at these samples' rewards and log-probs",
+            "weights are as before the step; lower optimizer.lr, or look at these samples' advantages",
         )
 
 

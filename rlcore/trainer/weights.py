@@ -1,4 +1,4 @@
-"""Copies of a model's weights in host memory, swapped in for a while: the reference policy needs no second model."""
+"""Copies of a model's weights in host memory, swapped in for a while: a reference without a second model."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -48,11 +48,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_trainer(checkpoint: Path):
-    """Gives a trainer of the tiny checkpoint; keywords go to Trainer, `dtype` to its model."""
+    """Gives a trainer of the tiny checkpoint; keywords go to Trainer, `dtype` and `load` to its model."""
 
-    def make(dtype: str = "float32", **keywords) -> Trainer:
+    def make(dtype: str = "float32", load: Path | None = None, **keywords) -> Trainer:
         spec = glm4_spec(CONFIG)
-        model = Model(checkpoint=str(checkpoint), dtype=dtype)
+        model = Model(checkpoint=str(checkpoint), dtype=dtype, load=load)
         return Trainer(spec, glm4_bridge(spec), checkpoint, model=model, **keywords)
 
     return make

@@ -219,3 +219,45 @@ def test_importance_weights_scale_the_loss(make_trainer, make_samples):
     metrics = trainer.train_step(samples, policy(importance_sampling={"enabled": True, "high": 2.0}))
     assert metrics["importance_weight"] == pytest.approx(2.0)
     assert metrics["logprob_gap_max"] == pytest.approx(math.log(3), rel=1e-4)
+
+
+def test_training_may_start_from_the_weights_of_a_saved_state(make_trainer, make_samples, checkpoint, tmp_path):
+    samples = make_samples(LENGTHS)
+    trained = make_trainer()
+    trained.prepare_optimizer(Optimizer(lr=1e-2), total_steps=3)
+    trained.train_step(samples, SftObjective())
+    trained.save(tmp_path / "state")
+    started = make_trainer(load=tmp_path / "state")
+    for (name, ours), (_, theirs) in zip(started.exporter, trained.exporter, strict=True):
+        assert torch.equal(ours, theirs), name
+    with pytest.raises(RlcoreError, match=r"model\.load"):
+        make_trainer(load=checkpoint)
+
+
+def test_the_trained_model_opens_in_transformers(make_trainer, make_samples, tmp_path):
+    samples = make_samples(LENGTHS)
+    trainer = make_trainer()
+    trainer.prepare_optimizer(Optimizer(lr=1e-2), total_steps=3)
+    trainer.train_step(samples, SftObjective())
+    trainer.save_hf(tmp_path / "trained")
+    _, expected = reference_log_probs(tmp_path / "trained", samples)
+    for ours, theirs in zip(trainer.log_probs(samples), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=2e-5)
+
+
+def test_few_logits_at_a_time_change_nothing(make_trainer, make_samples):
+    samples = make_samples(LENGTHS)
+    metrics = []
+    for chunk in (None, 3):
+        trainer = make_trainer(log_probs_chunk=chunk)
+        trainer.prepare_optimizer(OPTIMIZER, total_steps=3)
+        metrics.append(trainer.train_step(samples, policy(entropy_coefficient=0.1)))
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-5)
+
+
+def test_megatron_fields_reach_its_optimizer_but_not_those_of_the_recipe(make_trainer):
+    trainer = make_trainer(megatron={"adam_beta1": 0.5, "lr": 1.0, "decoupled_weight_decay": False})
+    with pytest.raises(RlcoreError) as error:
+        trainer.prepare_optimizer(Optimizer(cpu_offload=True), total_steps=3)
+    places = [problem.place for problem in error.value.problems]
+    assert places == ["optimizer.cpu_offload", "megatron.adam_beta1", "megatron.lr"]
