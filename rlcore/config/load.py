@@ -143,7 +143,9 @@ def _read(file: Path) -> Node:
 
 
 def _lines_of(file: Path) -> Callable[[int], str]:
-    return lambda line: f"{file}:{line}"
+    full, here = file.resolve(), Path.cwd()
+    shown = full.relative_to(here) if full.is_relative_to(here) else file
+    return lambda line: f"{shown}:{line}"
 
 
 def _overridden(tree: Node, override: str) -> Node:

@@ -4,10 +4,9 @@ Arithmetic only, in the order of ranks that Megatron uses (tp, cp, ep, dp, pp). 
 beyond that is for its plugin's layout validator.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import lcm
-from typing import Any
 
 from rlcore.config.schema import Parallel, Recipe
 from rlcore.errors import Problem, raise_if_any
@@ -149,18 +148,3 @@ def split_layers(parallel: Parallel, layers: int) -> Stages:
             stage.append(tuple(range(start, start + size // chunks)))
             start += size // chunks
     return tuple(tuple(stage) for stage in stages)
-
-
-def sharding_problems(layout: Layout, transformer_config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Check that attention heads and experts split over their ranks."""
-    heads, groups = transformer_config.get("num_attention_heads", 0), transformer_config.get("num_query_groups")
-    experts = transformer_config.get("num_moe_experts")
-    if heads % layout.tp:
-        yield Problem(
-            "parallel.tp", f"{heads} attention heads do not split over tp {layout.tp}", "a divisor of it"
-        )
-    if groups and groups % layout.tp and layout.tp % groups:
-        message = f"{groups} key-value groups neither split over tp {layout.tp} nor fill it"
-        yield Problem("parallel.tp", message, f"a divisor or a multiple of {groups}")
-    if experts and experts % layout.ep:
-        yield Problem("parallel.ep", f"{experts} experts do not split over ep {layout.ep}", "a divisor of it")
