@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Ticket(Row):
-    """A row with its way back to whoever waits. `order` is its place in line, `sent` counts tokens delivered."""
+    """A row with its way back to whoever waits. `order` is its place in line, `sent` its delivered tokens."""
 
     order: int = 0
     sent: int = 0
