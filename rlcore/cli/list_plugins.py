@@ -5,7 +5,7 @@ Reads metadata only and imports no plugin; --check and --explain import each in 
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlcore.cli.output import print_json, table
 from rlcore.errors import fail
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=tuple(KINDS), help="only this kind")
     parser.add_argument("--explain", metavar="NAME", help="all about one plugin, its options included")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds that one import may take")
-    several = {"action": "append", "default": [], "metavar": "X"}
+    several: dict[str, Any] = {"action": "append", "default": [], "metavar": "X"}
     parser.add_argument("--no-plugin", **several, help="treat X (NAME, DIST:NAME or KIND:NAME) as absent")
     parser.add_argument("--require", **several, help="exit with 1 unless X is there and can be used")
 

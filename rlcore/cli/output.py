@@ -1,6 +1,5 @@
 """How commands print: aligned tables, JSON and problems, with nothing that takes time to import."""
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def print_json(data: Any) -> None:
     """Print data for programs, on stdout."""
+    import json
+
     print(json.dumps(data, indent=2, ensure_ascii=False))
 
 

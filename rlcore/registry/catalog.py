@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rlcore.errors import Problem, RlcoreError, fail
 from rlcore.registry.kinds import BY_GROUP, KINDS
 from rlcore.registry.metadata import Declaration, canonical, survey
-from rlcore.registry.requirements import State, unmet
+from rlcore.registry.requirements import Lack, State, unmet
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,8 +69,9 @@ class Catalog:
     @classmethod
     def installed(cls, deny: Iterable[str] = (), require: Iterable[str] = ()) -> "Catalog":
         """Read the catalog from metadata. `deny` and `require` hold `NAME`, `dist:NAME` or `kind:NAME`."""
-        found = survey()
-        candidates = (_candidate(declaration, tuple(deny)) for declaration in found.declarations)
+        found, deny = survey(), tuple(deny)
+        lacks = {requires: unmet(requires) for requires in {one.requires for one in found.declarations}}
+        candidates = (_candidate(one, lacks[one.requires], deny) for one in found.declarations)
         return cls(_with_conflicts(candidates), tuple(require), found.shadowed)
 
     def names(self, kind: str) -> list[str]:
@@ -139,7 +140,7 @@ class Catalog:
         )
 
 
-def _candidate(declaration: Declaration, deny: tuple[str, ...]) -> Candidate:
+def _candidate(declaration: Declaration, lack: Lack | None, deny: tuple[str, ...]) -> Candidate:
     """Judge one declaration by itself; conflicts need the others."""
     kind = BY_GROUP.get(declaration.group)
     plugin = Candidate(
@@ -158,7 +159,7 @@ def _candidate(declaration: Declaration, deny: tuple[str, ...]) -> Candidate:
     if kind is None:
         reason = f"rlcore has no entry-point group {declaration.group}"
         return replace(plugin, state="broken", reason=reason, remedy=_suggestion(declaration.group, BY_GROUP))
-    if lack := unmet(declaration.requires):
+    if lack:
         return replace(plugin, state=lack.state, reason=lack.reason, remedy=lack.remedy or reinstall)
     return plugin
 

@@ -4,11 +4,10 @@ The hook of a kind has the kind's name (`rlcore.hookspecs`). Result types are na
 listing stays light and the registry needs nothing above it.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """One kind of plugin; `result` is empty for resources, which are read by path and have no hook."""
 
     name: str

@@ -7,12 +7,11 @@ declaration with a defect. States and rules are the catalog's.
 import importlib.metadata
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import PurePath
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Declaration:
+class Declaration(NamedTuple):
     """One entry point as a distribution declares it; `defect` says why it cannot be used."""
 
     dist: str
@@ -24,8 +23,7 @@ class Declaration:
     defect: str = ""
 
 
-@dataclass(frozen=True)
-class Survey:
+class Survey(NamedTuple):
     """All declarations, and the distributions that were passed over because one of that name came first."""
 
     declarations: tuple[Declaration, ...]
@@ -81,9 +79,10 @@ def _declarations(distribution: importlib.metadata.Distribution) -> list[Declara
     name, version, defect = folder, "unknown", ""
     requires: tuple[str, ...] = ()
     try:
-        name = distribution.metadata["Name"] or folder
-        version = distribution.metadata["Version"] or version
-        requires = tuple(distribution.requires or ())
+        metadata = distribution.metadata
+        name = metadata["Name"] or folder
+        version = metadata["Version"] or version
+        requires = tuple(metadata.get_all("Requires-Dist") or distribution.requires or ())
     except Exception as error:
         defect = f"its metadata cannot be read: {error}"
     return [

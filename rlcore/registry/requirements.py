@@ -4,9 +4,10 @@ pip checks this at installation; editable installs, `--no-deps` and later upgrad
 """
 
 import importlib.metadata
+import operator
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import rlcore
 
@@ -43,8 +44,7 @@ def install_command(module: str) -> str:
     return f"pip install {module}"
 
 
-@dataclass(frozen=True)
-class Lack:
+class Lack(NamedTuple):
     """Why a plugin cannot be used, as its metadata tells."""
 
     state: State
@@ -54,22 +54,18 @@ class Lack:
 
 def unmet(requires: Iterable[str]) -> Lack | None:
     """Return what is lacking, or None: rlcore must fit in version, other distributions must be there."""
-    from packaging.requirements import InvalidRequirement, Requirement
-
     missing = []
     for line in requires:
         try:
-            requirement = Requirement(line)
-        except InvalidRequirement:
+            name, specifier = _parse(line)
+        except ValueError:
             return Lack("broken", f"it requires {line!r}, which is no valid requirement")
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        if requirement.name.lower() == "rlcore":
-            if not requirement.specifier.contains(rlcore.__version__, prereleases=True):
-                reason = f"it needs rlcore{requirement.specifier}, this is rlcore {rlcore.__version__}"
-                return Lack("incompatible", reason, f"pip install 'rlcore{requirement.specifier}'")
-        elif installed_version(requirement.name) is None:
-            missing.append(f"{requirement.name}{requirement.specifier}")
+        if name.lower() == "rlcore":
+            if not _admits(specifier, rlcore.__version__):
+                reason = f"it needs rlcore{specifier}, this is rlcore {rlcore.__version__}"
+                return Lack("incompatible", reason, f"pip install 'rlcore{specifier}'")
+        elif name and not _is_installed(name):
+            missing.append(name + specifier)
     if missing:
         command = "pip install " + " ".join(f"'{name}'" for name in missing)
         return Lack("missing-dependency", f"it needs {', '.join(missing)}, not installed", command)
@@ -82,3 +78,59 @@ def installed_version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _is_installed(distribution: str) -> bool:
+    """Like `installed_version`, without reading a file."""
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+# Importing `packaging` takes longer than all the rest of a listing. The plainest forms, which are nearly all
+# that occur, are therefore read here, and everything else is left to it.
+_CLAUSE = r"([<>]=?|[!=]=)\s*(\d+(?:\.\d+)*)"
+_PLAIN = re.compile(rf"([A-Za-z0-9][\w.-]*)\s*((?:{_CLAUSE}\s*,?\s*)*)")
+_EXTRA_ONLY = re.compile(r"[^;]*;\s*extra\s*==\s*['\"][\w.-]+['\"]\s*")
+_COMPARE = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+
+
+def _parse(line: str) -> tuple[str, str]:
+    """Name and specifier of a requirement; the name is empty where it is not for this environment.
+
+    Raises ValueError if it is no requirement.
+    """
+    if plain := _PLAIN.fullmatch(line):
+        return plain[1], plain[2].strip()
+    if _EXTRA_ONLY.fullmatch(line):
+        return "", ""
+    from packaging.requirements import Requirement
+
+    requirement = Requirement(line)
+    applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    return requirement.name if applies else "", str(requirement.specifier)
+
+
+def _admits(specifier: str, version: str) -> bool:
+    """Whether a version satisfies a specifier; pre-releases count (PEP 440)."""
+    clauses = [re.fullmatch(_CLAUSE, part.strip()) for part in specifier.split(",") if part.strip()]
+    if all(clauses) and re.fullmatch(r"\d+(\.\d+)*", version):
+        have = _release(version)
+        return all(_COMPARE[clause[1]](have, _release(clause[2])) for clause in clauses if clause)
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(specifier).contains(version, prereleases=True)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """A release number in a form that compares: 1.0 equals 1."""
+    return tuple(map(int, re.sub(r"(\.0+)+$", "", version).split(".")))
