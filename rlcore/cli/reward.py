@@ -23,6 +23,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ from rlcore.cli.output import table
 from rlcore.errors import Problem, RlcoreError, fail, raise_if_any
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
     from rlcore.data.sample import Sample
     from rlcore.rollout.rewards import RewardOutcome
 
@@ -64,15 +67,19 @@ def run(args: argparse.Namespace) -> int:
 
 def read_samples(path: Path) -> "list[Sample]":
     """Read samples, each a group of its own. Raises RlcoreError with every bad line."""
+    from pydantic import TypeAdapter
+
     from rlcore.data.datasets import first_problems
+    from rlcore.data.sample import Sample
 
     if not path.is_file():
         raise fail(str(path), "no such file", "a file with one JSON object per line")
+    schema = TypeAdapter(Sample)
     samples: list[Sample] = []
     problems: list[Problem] = []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
-            samples += [_parse(line, f"{path}:{number}", len(samples))] if line.strip() else []
+            samples += [_parse(line, schema, f"{path}:{number}", len(samples))] if line.strip() else []
         except RlcoreError as error:
             problems += error.problems
     raise_if_any(first_problems(problems))
@@ -81,11 +88,9 @@ def read_samples(path: Path) -> "list[Sample]":
     return samples
 
 
-def _parse(line: str, place: str, number: int) -> "Sample":
+def _parse(line: str, schema: "TypeAdapter[Sample]", place: str, number: int) -> "Sample":
     """The sample of a line, as group `number`; raises RlcoreError with all that is wrong with it."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from rlcore.data.sample import Sample
+    from pydantic import ValidationError
 
     try:
         raw = json.loads(line)
@@ -99,7 +104,7 @@ def _parse(line: str, place: str, number: int) -> "Sample":
     if isinstance(known.get("label"), int | float):
         known["label"] = str(known["label"])
     try:
-        return TypeAdapter(Sample).validate_python({**known, "group": number})
+        return schema.validate_python({**known, "group": number})
     except ValidationError as error:
         wrong = {str(found["loc"][0]): found for found in error.errors(include_url=False)}
         raise RlcoreError(
@@ -109,16 +114,11 @@ def _parse(line: str, place: str, number: int) -> "Sample":
 
 def _options(settings: Sequence[str]) -> Record:
     """Options from `--set K=V`, whose values are YAML as in a recipe."""
-    from rlcore.config.tree import Node, assign, parse
+    from rlcore.config.load import overridden
+    from rlcore.config.tree import Node
 
-    tree = Node({}, "--set")
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        place = f"--set {setting}"
-        if not equals or not all(key.split(".")):
-            raise fail(place, "expected KEY=VALUE", "--set ignore_case=true")
-        tree = assign(tree, key.split("."), parse(text, lambda _, place=place: place))
-    return tree.plain()
+    options: Record = reduce(overridden, settings, Node({}, "--set")).plain()
+    return options
 
 
 async def _score(

@@ -65,7 +65,7 @@ def read_recipe(ref: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     shipped = {recipe.name: recipe.path for recipe in recipes(Catalog.installed())}
     tree = _composed(find_recipe(ref, shipped), shipped, ())
     for override in overrides:
-        tree = _overridden(tree, override)
+        tree = overridden(tree, override)
     recipe, problems, broken = validate(tree)
     if recipe is None:
         raise RlcoreError(in_reading_order(problems))
@@ -148,7 +148,7 @@ def _lines_of(file: Path) -> Callable[[int], str]:
     return lambda line: f"{shown}:{line}"
 
 
-def _overridden(tree: Node, override: str) -> Node:
+def overridden(tree: Node, override: str) -> Node:
     """Apply one `a.b=v`, whose value is YAML."""
     key, equals, text = override.partition("=")
     place = f"--set {key}=…" if key.startswith("cluster.env.") else f"--set {override}"

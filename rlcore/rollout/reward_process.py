@@ -27,6 +27,7 @@ from rlcore.rollout.reward_worker import HEADER, Order, Results, author_frame, p
 GRACE_SECONDS = 1.0
 # Loading a plugin may mean importing torch and reading a reward model from a slow disk.
 START_SECONDS = 600.0
+CLOSE_SECONDS = 5.0
 
 NO_ANSWER = (TimeoutError, EOFError, ConnectionError)
 STANDARD_ERROR = 2
@@ -80,12 +81,21 @@ class RewardProcess:
             raise
         if kind == "error":
             raise CallFailed(answer)
-        return answer
+        results: Results = answer
+        return results
 
     def kill(self) -> None:
         """End the process and all that it started, at once."""
         if self._alive:
             self._end()
+
+    async def close(self) -> None:
+        """End the process, after the reward's own `close()` if it has one, which may take seconds."""
+        if self._alive and self._closes:
+            self._channel.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(self._process.wait, CLOSE_SECONDS)
+        self.kill()
 
     def _start(self) -> None:
         self._channel, theirs = socket.socketpair()
@@ -101,23 +111,24 @@ class RewardProcess:
             )
         self._channel.sendall(pack(self._order))
         self._channel.setblocking(False)
-        self._alive, self._ready = True, False
+        self._alive, self._ready, self._closes = True, False, False
 
     async def _await_ready(self) -> None:
         if self._ready:
             return
         try:
             async with asyncio.timeout(START_SECONDS):
-                kind, problems = await self._receive()
+                kind, answer = await self._receive()
         except NO_ANSWER as error:
             raise fail(self._order.place, f"cannot start: {self._post_mortem(error, START_SECONDS)}") from None
         if kind == "unusable":
-            raise RlcoreError(problems)
-        self._ready = True
+            raise RlcoreError(answer)
+        self._ready, self._closes = True, answer
 
     async def _receive(self) -> tuple[str, Any]:
         (length,) = HEADER.unpack(await self._read(HEADER.size))
-        return pickle.loads(await self._read(length))
+        message: tuple[str, Any] = pickle.loads(await self._read(length))
+        return message
 
     async def _read(self, size: int) -> bytes:
         loop, data = asyncio.get_running_loop(), bytearray()
@@ -186,7 +197,6 @@ class RewardPool:
         alone = await all_or_first_error(self.score([sample]) for sample in samples)
         return [verdict for (verdict,) in alone]
 
-    def close(self) -> None:
-        """Kill every process."""
-        for process in self._processes:
-            process.kill()
+    async def close(self) -> None:
+        """End every process."""
+        await asyncio.gather(*(process.close() for process in self._processes))

@@ -6,13 +6,15 @@ descriptor LAST_WORDS. `rlcore.rollout.rewards` starts, watches and kills it.
 """
 
 import asyncio
+import contextlib
 import faulthandler
+import inspect
 import pickle
 import socket
 import struct
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,10 +50,12 @@ def pack(message: object) -> bytes:
     return HEADER.pack(len(body)) + body
 
 
-def _receive(channel: socket.socket) -> Any:
-    """Read one message; raises EOFError when the other side has gone."""
-    length = HEADER.unpack(_read(channel, HEADER.size))[0]
-    return pickle.loads(_read(channel, length))
+def _messages(channel: socket.socket) -> Iterator[Any]:
+    """Read one message after another, until the other side goes."""
+    with contextlib.suppress(EOFError):
+        while True:
+            (length,) = HEADER.unpack(_read(channel, HEADER.size))
+            yield pickle.loads(_read(channel, length))
 
 
 def _read(channel: socket.socket, size: int) -> bytes:
@@ -97,29 +101,41 @@ def _answer(runner: asyncio.Runner, reward: Reward, samples: list[Any]) -> tuple
 
 
 def _load(order: Order) -> Reward:
+    sys.path[:] = order.sys_path
     plugin = Catalog.installed().load("reward", order.plugin, order.place)
     if lock.make([plugin]) != [order.locked]:
         raise fail(order.place, f"the files of {plugin.candidate.place} have changed since the run started")
-    return plugin.create(plugin.parse_options(order.options, order.place))
+    reward: Reward = plugin.create(plugin.parse_options(order.options, order.place))
+    return reward
+
+
+def _close(runner: asyncio.Runner, reward: Any) -> None:
+    async def closed() -> None:
+        if inspect.isawaitable(pending := reward.close()):
+            await pending
+
+    runner.run(closed())
 
 
 def _serve(channel: socket.socket, last_words: BinaryIO) -> None:
-    order: Order = _receive(channel)
-    sys.path[:] = order.sys_path
+    messages = _messages(channel)
+    order: Order = next(messages)
     try:
         reward = _load(order)
     except RlcoreError as error:
         channel.sendall(pack(("unusable", error.problems)))
         return
-    channel.sendall(pack(("ready", None)))
+    closes = hasattr(reward, "close")
+    channel.sendall(pack(("ready", closes)))
     with asyncio.Runner() as runner:
-        while True:
-            samples = _receive(channel)
+        for samples in messages:
             # A C thread: it fires even while a regular expression or an extension holds the interpreter lock.
             faulthandler.dump_traceback_later(order.timeout, file=last_words, exit=True)
             answer = _answer(runner, reward, samples)
             faulthandler.cancel_dump_traceback_later()
             channel.sendall(pack(answer))
+        if closes:
+            _close(runner, reward)
 
 
 def main() -> None:
@@ -127,10 +143,8 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     with open(int(sys.argv[2]), "wb", buffering=0) as last_words:
         faulthandler.enable(last_words)
-        try:
+        with contextlib.suppress(ConnectionError):  # the host went while a call ran
             _serve(channel, last_words)
-        except (EOFError, ConnectionError):
-            return  # the run is over
 
 
 if __name__ == "__main__":

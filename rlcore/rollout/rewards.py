@@ -4,6 +4,7 @@ Rewards run in worker processes (`reward_process`), so that none can stall, cras
 is decided which reward scores which sample, how values add up, and what a failure means.
 """
 
+import asyncio
 import json
 import math
 import sys
@@ -124,8 +125,7 @@ class RewardRunner:
 
     async def close(self) -> None:
         """End all worker processes."""
-        for pool in self._pools.values():
-            pool.close()
+        await asyncio.gather(*(pool.close() for pool in self._pools.values()))
 
     def _groups(self, name: str, samples: Sequence[Sample]) -> Iterable[list[Sample]]:
         """The samples that a reward scores, by group."""
@@ -144,7 +144,7 @@ class RewardRunner:
         return str(chosen)
 
     def _unknown(self, metadata: Mapping[str, Any], place: str) -> Problem:
-        given = f"is {metadata[self.key]!r}" if self.key in metadata else "is missing"
+        given = f"is {metadata[self.key]!r}" if self.key and self.key in metadata else "is missing"
         message = f"metadata {self.key!r} {given}, which selects no reward of the recipe"
         return Problem(place, message, f"one of {', '.join(self._pools)}, or add it under rewards.allowed")
 
@@ -190,7 +190,8 @@ def select(
     rewards: Sequence[UseReward] | RewardsByMetadata, catalog: Catalog, place: str = "rewards"
 ) -> list[SelectedReward]:
     """Load every reward that a recipe selects; raises one RlcoreError for all that cannot be used."""
-    selected, problems = [], []
+    selected: list[SelectedReward] = []
+    problems: list[Problem] = []
     for where, use in _uses(rewards, place):
         try:
             selected.append(SelectedReward.load(use, catalog, where))

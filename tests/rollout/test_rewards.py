@@ -199,6 +199,21 @@ def test_a_batch_reward_must_return_one_result_per_sample(install):
         score([UseReward(use="short")], group("a"))
 
 
+def test_a_reward_with_a_lifetime_is_closed_at_the_end(install, tmp_path):
+    left = tmp_path / "closed"
+    install(
+        "from rlcore.plugin import hookimpl\n"
+        "class Client:\n"
+        "    async def score(self, samples):\n        return [RewardResult(1.0) for _ in samples]\n"
+        f"    async def close(self):\n        open({str(left)!r}, 'w').close()\n"
+        "class client:\n"
+        "    @hookimpl\n    def reward(options):\n        return Client()\n",
+        "client",
+    )
+    assert score([UseReward(use="client", concurrency=1)], group("a"))[0].value == 1
+    assert left.exists()
+
+
 def test_what_a_reward_prints_does_not_disturb_it(install):
     install("@reward\ndef chatty(sample):\n    print('hello', flush=True)\n    return 1.0\n", "chatty")
     assert score([UseReward(use="chatty")], group("a"))[0].value == 1

@@ -113,7 +113,7 @@ def _without_latex(answer: str) -> str:
 
     spaced = re.sub(r"\\[td]?frac", r" \\frac", answer)  # the space keeps 1\frac{3}{4} a mixed number
     try:
-        return LatexNodes2Text().latex_to_text(spaced).translate(SYMBOLS).strip()
+        return str(LatexNodes2Text().latex_to_text(spaced)).translate(SYMBOLS).strip()
     except Exception:  # what is no LaTeX fails anywhere in the parser, and stays as it is
         return answer
 

@@ -51,10 +51,13 @@ def test_what_is_boxed_last_is_found_whatever_stands_around(before, content, aft
     assert last_boxed(f"{before}\\boxed{{{content}}}{after}") == content
 
 
-@pytest.mark.parametrize("label", GSM8K)
-def test_every_reference_answer_of_gsm8k_is_right_when_boxed(label):
-    assert judged_by_math(f"so it is \\boxed{{{label}}}.", label).value == 1
-    assert judged_by_deepscaler(f"<think>hm</think> so it is \\boxed{{{label}}}.", label).value == 1
+def test_every_reference_answer_of_gsm8k_is_right_when_boxed():
+    assert [label for label in GSM8K if not judged_by_math(f"so \\boxed{{{label}}}.", label).value] == []
+
+
+def test_every_reference_answer_of_gsm8k_is_right_when_boxed_after_reasoning():
+    response = "<think>hm</think> so \\boxed{{{}}}."
+    assert [label for label in GSM8K if not judged_by_deepscaler(response.format(label), label).value] == []
 
 
 @pytest.mark.parametrize(
