@@ -1,10 +1,14 @@
 """Makes the heavy objects of a run from a prepared recipe: the trainer, the engine, and who scores for it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlcore.config.schema import Optimizer
 from rlcore.controller.preparation import Prepared
+from rlcore.protocols import SamplingFilter
+from rlcore.rollout.generation import Generator
 from rlcore.rollout.local import LocalEngine
+from rlcore.rollout.rewards import RewardRunner
 from rlcore.trainer.setup import initialize
 from rlcore.trainer.trainer import Trainer
 
@@ -36,4 +40,19 @@ def make_engine(prepared: Prepared) -> LocalEngine:
         Path(rollout.checkpoint or prepared.checkpoint),
         concurrency=rollout.local.concurrency,
         dtype=rollout.local.dtype or prepared.recipe.model.dtype,
+    )
+
+
+def make_generator(
+    prepared: Prepared, engine: LocalEngine, scorer: RewardRunner, filters: Sequence[SamplingFilter] = ()
+) -> Generator:
+    """Join engine, rewards and filters into what makes rollouts and evaluations."""
+    return Generator(
+        engine,
+        scorer,
+        prepared.tokenizer,
+        prepared.recipe.rollout,
+        stop_token_ids=prepared.stop_ids,
+        seed=prepared.recipe.seed,
+        filters=filters,
     )

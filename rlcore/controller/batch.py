@@ -53,6 +53,6 @@ def estimate_advantages(
 
 
 def split_updates(samples: Sequence[Sample], global_batch_size: int) -> list[list[int]]:
-    """Cut a rollout into optimizer steps of `global_batch_size` samples; a remainder makes a smaller last step."""
+    """Cut a rollout into optimizer steps of `global_batch_size` samples; a remainder makes a smaller last."""
     positions = range(len(samples))
     return [list(positions[start : start + global_batch_size]) for start in positions[::global_batch_size]]

@@ -43,7 +43,7 @@ class CheckpointStore:
         return every is not None and step % every == 0
 
     def save(self, state: RunState, write_trainer: Callable[[Path], None]) -> Path:
-        """Write a checkpoint, publish it, and remove what is no longer to be kept. Saving a step twice is free."""
+        """Write a checkpoint, publish it, and remove what need not be kept. Saving a step twice is free."""
         place = self._place(state.step)
         if place.exists():
             return place
@@ -69,7 +69,7 @@ class CheckpointStore:
 
 
 def newest_checkpoint(folder: Path) -> tuple[tuple[Path, RunState] | None, list[str]]:
-    """The newest complete checkpoint in a folder, if any, and a sentence for each newer one that was skipped."""
+    """The newest complete checkpoint in a folder, if any, and a sentence for each newer one skipped."""
     skipped: list[str] = []
     for place in sorted(folder.glob("step-*"), reverse=True):
         if place.name.endswith(_UNFINISHED):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rlcore.config.rules import batch_size
 from rlcore.config.schema import Recipe
 from rlcore.controller.batch import estimate_advantages, split_updates
 from rlcore.controller.evaluation import EvaluationSet
@@ -19,16 +20,14 @@ from rlcore.controller.session import Session
 from rlcore.controller.sync import sync_weights
 from rlcore.data.prompts import PromptSource
 from rlcore.data.sample import Sample
+from rlcore.data.train_sample import TrainSample
 from rlcore.rollout.engine import Engine
 from rlcore.rollout.generation import Generator
 from rlcore.telemetry.rollouts import TRAINING, evaluation_kind, write_samples
-from rlcore.trainer.batch import TrainSample
 from rlcore.trainer.objectives import PolicyObjective
 
 if TYPE_CHECKING:
     from rlcore.trainer.trainer import Trainer
-
-LogProbs = Sequence[torch.Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,6 @@ class Grpo:
         self._objective = PolicyObjective(algorithm.loss, recipe.algorithm)
         self._evaluations = evaluations
         self._session = session
-        self._samples = recipe.rollout.prompts_per_step * recipe.rollout.samples_per_prompt
         self._engine_is_fresh = False
 
     async def run(self, total_steps: int) -> None:
@@ -93,7 +91,7 @@ class Grpo:
     def _train(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Turn a rollout into one or more optimizer steps; returns their metrics, averaged."""
         trainer = self._actors.trainer
-        updates = split_updates(samples, self._global_batch_size())
+        updates = split_updates(samples, batch_size(self._recipe))
         plain = [self._train_sample(sample) for sample in samples]
         log_probs = trainer.log_probs(plain) if self._needs_log_probs(len(updates)) else None
         reference = trainer.reference_log_probs(plain) if self._needs_reference() else None
@@ -104,7 +102,10 @@ class Grpo:
             self._train_sample(sample, advantages[i], log_probs and log_probs[i], reference and reference[i])
             for i, sample in enumerate(samples)
         ]
-        rows = [trainer.train_step([batch[i] for i in update], self._objective) for update in updates]
+        rows = []
+        for update in updates:
+            rows.append(trainer.train_step([batch[i] for i in update], self._objective))
+            self._session.mid_step = True
         return {**_mean(rows), **_first(rows, "logprob_gap/"), **estimate.metrics}
 
     def _train_sample(
@@ -139,12 +140,6 @@ class Grpo:
     def _needs_reference(self) -> bool:
         kl = self._recipe.algorithm.kl
         return bool(kl.loss_coefficient or kl.reward_coefficient) or "ref_log_probs" in self._estimator.needs
-
-    def _global_batch_size(self) -> int:
-        train = self._recipe.train
-        if train.updates_per_rollout:
-            return -(-self._samples // train.updates_per_rollout)
-        return train.global_batch_size or self._samples
 
     async def _sync(self) -> None:
         """Give the engine the trainer's weights, unless it has them."""

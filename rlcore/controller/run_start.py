@@ -1,4 +1,4 @@
-"""How a run begins: a new folder with its recipe and plugin lock, or an old one that goes on where it stopped."""
+"""How a run begins: a new folder with recipe and plugin lock, or an old one that goes on where it stopped."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -20,7 +20,10 @@ from rlcore.telemetry.watchdog import Watchdog
 
 @dataclass
 class Session:
-    """A run in progress. `done` counts finished steps; `source` is the prompt source's state after them."""
+    """A run in progress. `done` counts finished steps; `source` is the prompt source's state after them.
+
+    While `mid_step` the weights are ahead of `done`, and no checkpoint can be made of them.
+    """
 
     folder: RunFolder
     checkpoints: CheckpointStore
@@ -31,11 +34,13 @@ class Session:
     write_trainer: Callable[[Path], None]
     done: int
     source: Mapping[str, Any]
+    mid_step: bool = False
 
     def end_step(self, metrics: Mapping[str, Any], source: Mapping[str, Any]) -> None:
-        """The step is done as far as weights and prompts go; nothing may be awaited between training and this."""
+        """The step is done as far as weights and prompts go; nothing is awaited between training and this."""
         self.done += 1
         self.source = source
+        self.mid_step = False
         row = {**metrics, **self.timer.end_step(), "memory/peak_rss_gb": self.memory.peak_gb()}
         if tokens := row.get("tokens/generated", row.get("tokens")):
             row["tokens/per_second"] = tokens / iteration_seconds(row)
@@ -60,13 +65,13 @@ class Session:
 def open_session(
     recipe: Recipe,
     folder: RunFolder,
-    *,
     total_steps: int,
     state: RunState,
     write_trainer: Callable[[Path], None],
+    *,
     quiet: bool,
 ) -> Iterator[Session]:
-    """Run the body with progress, watchdog and memory meter; save on any ending but a crash of the trainer itself."""
+    """Run the body with progress, watchdog and memory meter; however it ends, save the last finished step."""
     checkpoints = CheckpointStore(folder.paths.checkpoints, recipe.checkpoints)
     with (
         folder,
@@ -81,4 +86,5 @@ def open_session(
         try:
             yield session
         finally:
-            session.save()
+            if not session.mid_step:
+                session.save()

@@ -1,10 +1,13 @@
 """Puts a reinforcement-learning run together and runs it to its end: what `rlcore train` does."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from rlcore.bridge.export import save_hf
+from rlcore.config.rules import batch_size, samples_per_rollout
+from rlcore.controller.assembly import make_engine, make_generator, make_trainer
 from rlcore.controller.checkpoints import RunState
 from rlcore.controller.evaluation import EvaluationSet
 from rlcore.controller.grpo import Actors, Grpo
@@ -14,10 +17,8 @@ from rlcore.controller.selection import AlgorithmPlugins, select_algorithm
 from rlcore.controller.session import open_session
 from rlcore.data.chat import Prompt
 from rlcore.data.prompts import PromptSource
-from rlcore.rollout.local import LocalEngine
-
-if TYPE_CHECKING:
-    pass
+from rlcore.rollout.rewards import RewardRunner
+from rlcore.telemetry.run_folder import RunPaths
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class Materials:
         assert recipe.train.epochs
         return max(1, recipe.train.epochs * len(self.prompts) // recipe.rollout.prompts_per_step)
 
+    @property
+    def total_updates(self) -> int:
+        """Optimizer steps of the run."""
+        recipe = self.prepared.recipe
+        return self.total_steps * -(-samples_per_rollout(recipe) // batch_size(recipe))
+
 
 def gather(prepared: Prepared) -> Materials:
     """Read the datasets and load the plugins of a run; raises RlcoreError for what is wrong with them."""
@@ -54,39 +61,48 @@ def train(materials: Materials, place: RunPlace, quiet: bool = False) -> None:
 
 async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
     prepared, recipe = materials.prepared, materials.prepared.recipe
-    runner, judge = _reward_runners(materials, place)
-    try:
-        runner.check_dataset([prompt.row for prompt in materials.prompts])
-        trainer = make_trainer(materials)
-        engine = LocalEngine(
-            prepared.checkpoint,
-            concurrency=recipe.rollout.local.concurrency,
-            dtype=recipe.rollout.local.dtype or recipe.model.dtype,
-        )
+    async with _scorers(materials, place) as (scorer, judge):
+        trainer = make_trainer(prepared, recipe.optimizer, materials.total_updates)
+        engine = make_engine(prepared)
         source = PromptSource(
             materials.prompts,
             seed=recipe.seed,
-            shuffle=recipe.data.shuffle if recipe.data else True,
+            shuffle=recipe.data is None or recipe.data.shuffle,
             samples_per_prompt=recipe.rollout.samples_per_prompt,
         )
-        plugins = [*prepared.model.plugins, *materials.algorithm.plugins, *runner.plugins, *judge.plugins]
-        folder = start(prepared.loaded, plugins, place)
-        state = restore(folder, place, RunState(0, source.state()), trainer.load)
-        source.restore(state.source)
         actors = Actors(
             trainer=trainer,
             engine=engine,
-            generator=_generator(prepared, engine, runner, materials.algorithm),
-            judge=_generator(prepared, engine, judge),
+            generator=make_generator(prepared, engine, scorer, materials.algorithm.filters),
+            judge=make_generator(prepared, engine, judge),
             source=source,
         )
+        plugins = (*prepared.model.plugins, *materials.algorithm.plugins, *scorer.plugins, *judge.plugins)
+        folder = start(prepared.loaded, plugins, place)
+        state = restore(folder, place, RunState(0, source.state()), trainer.load)
+        source.restore(state.source)
         total = materials.total_steps
-        with open_session(
-            recipe, folder, total_steps=total, state=state, write_trainer=trainer.save, quiet=quiet
-        ) as session:
+        with open_session(recipe, folder, total, state, trainer.save, quiet=quiet) as session:
             await Grpo(recipe, actors, materials.algorithm, materials.evaluations, session).run(total)
         if recipe.checkpoints.hf:
-            trainer.save_hf(folder.path / "hf")
+            save_hf(trainer.stages, prepared.model.bridge, folder.path / "hf", source=prepared.checkpoint)
+
+
+@asynccontextmanager
+async def _scorers(materials: Materials, place: RunPlace) -> AsyncIterator[tuple[RewardRunner, RewardRunner]]:
+    """The rewards of training and of evaluation, often the same; their processes end with the body."""
+    prepared, recipe = materials.prepared, materials.prepared.recipe
+    failures = RunPaths(place.path).logs / "failed-samples.jsonl"
+    scorer = RewardRunner.from_recipe(recipe.rewards, prepared.catalog, failures=failures)
+    judge = scorer
+    try:
+        scorer.check_dataset(prompt.row for prompt in materials.prompts)
+        if recipe.eval.rewards is not None:
+            judge = RewardRunner.from_recipe(recipe.eval.rewards, prepared.catalog, "eval.rewards", failures)
+        for problems in materials.evaluations:
+            judge.check_dataset(prompt.row for prompt in problems.prompts)
+        yield scorer, judge
     finally:
-        await runner.close()
         await judge.close()
+        if judge is not scorer:
+            await scorer.close()

@@ -49,9 +49,7 @@ async def _imitate(lessons: Lessons, place: RunPlace, quiet: bool) -> None:
     trainer = make_trainer(prepared, sft.optimizer, sft.steps)
     folder = start(prepared.loaded, prepared.model.plugins, place)
     state = restore(folder, place, RunState(0, {}), trainer.load)
-    with open_session(
-        prepared.recipe, folder, total_steps=sft.steps, state=state, write_trainer=trainer.save, quiet=quiet
-    ) as session:
+    with open_session(prepared.recipe, folder, sft.steps, state, trainer.save, quiet=quiet) as session:
         while session.done < sft.steps:
             _step(lessons, trainer, session)
             await asyncio.sleep(0)
