@@ -4,15 +4,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from rlcore.bridge.check import DTYPES
 from rlcore.bridge.inventory import megatron_tensors
 from rlcore.bridge.safetensors_io import INDEX, SafetensorsFolder, write_folder
 from rlcore.bridge.table import WeightBridge
 from rlcore.errors import Problem, fail, raise_if_any
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WEIGHTS = ("*.safetensors", INDEX, "*.bin", "*.bin.index.json", "*.pt", "*.pth")
 GIB = 2**30
 
@@ -71,7 +70,7 @@ def _like(
     """Every tensor that the source checkpoint has and someone needs, in the source's types."""
     repeats = {of: name for name, of in bridge.derived.items() if name in original.tensors}
     for name, tensor in Exporter(chunks, bridge):
-        converted = tensor.to(_DTYPES[original.tensors[name].dtype]) if name in original.tensors else tensor
+        converted = tensor.to(DTYPES[original.tensors[name].dtype]) if name in original.tensors else tensor
         yield name, converted
         if name in repeats:
             yield repeats[name], converted.clone()
