@@ -46,7 +46,7 @@ def tally(scores: TokenScores, loss: TokenLoss, batch: MicroBatch) -> Tally:
         gap_t = (before_t - batch.rollout_log_probs_t).abs()
         fresh_t = batch.loss_mask_t if batch.fresh_t is None else batch.loss_mask_t * batch.fresh_t
         sums |= {"gap": (gap_t * fresh_t).sum(), "fresh": fresh_t.sum()}
-        maxima["logprob_gap_max"] = (gap_t * fresh_t).max()
+        maxima["logprob_gap/max"] = (gap_t * fresh_t).max()
     return Tally(sums, maxima)
 
 
@@ -56,7 +56,7 @@ def summary(total: Tally) -> dict[str, float]:
     tokens, weight = sums.pop("tokens"), sums.pop("weight")
     found = {"loss": sums.pop("loss"), "tokens": tokens}
     if "gap" in sums:
-        found["logprob_gap_mean"] = sums.pop("gap") / max(sums.pop("fresh"), 1.0)
+        found["logprob_gap/mean"] = sums.pop("gap") / max(sums.pop("fresh"), 1.0)
     found |= {name: value / weight if weight else 0.0 for name, value in sums.items()}
     return found | _numbers(total.maxima)
 

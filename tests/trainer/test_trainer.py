@@ -116,8 +116,8 @@ def test_the_gap_between_engine_and_trainer_counts_fresh_tokens_only(make_traine
     engine = current + np.array([0.0, 0.25, -0.5, 8.0], np.float32)
     sample = dataclasses.replace(sample, rollout_log_probs=engine, fresh=[True, True, True, False])
     metrics = trainer.train_step([sample], policy())
-    assert metrics["logprob_gap_max"] == pytest.approx(0.5, abs=1e-5)
-    assert metrics["logprob_gap_mean"] == pytest.approx(0.25, abs=1e-5)
+    assert metrics["logprob_gap/max"] == pytest.approx(0.5, abs=1e-5)
+    assert metrics["logprob_gap/mean"] == pytest.approx(0.25, abs=1e-5)
 
 
 def test_supervised_loss_falls(make_trainer, make_samples):
@@ -218,7 +218,7 @@ def test_importance_weights_scale_the_loss(make_trainer, make_samples):
     samples = [dataclasses.replace(s, rollout_log_probs=e) for s, e in zip(samples, engine, strict=True)]
     metrics = trainer.train_step(samples, policy(importance_sampling={"enabled": True, "high": 2.0}))
     assert metrics["importance_weight"] == pytest.approx(2.0)
-    assert metrics["logprob_gap_max"] == pytest.approx(math.log(3), rel=1e-4)
+    assert metrics["logprob_gap/max"] == pytest.approx(math.log(3), rel=1e-4)
 
 
 def test_training_may_start_from_the_weights_of_a_saved_state(make_trainer, make_samples, checkpoint, tmp_path):
