@@ -163,5 +163,7 @@ class SFT(Section):
     """Optimizer steps."""
     batch_size: PositiveInt = 64
     """Samples per optimizer step."""
+    stop_at_loss: PositiveFloat | None = None
+    """End before `steps`, after the first batch whose loss per token is this low."""
     optimizer: Optimizer = Optimizer()
     """Its own optimizer settings."""

@@ -50,18 +50,20 @@ async def _imitate(lessons: Lessons, place: RunPlace, quiet: bool) -> None:
     folder = start(prepared.loaded, prepared.model.plugins, place)
     state = restore(folder, place, RunState(0, {}), trainer.load)
     with open_session(prepared.recipe, folder, sft.steps, state, trainer.save, quiet=quiet) as session:
-        while session.done < sft.steps:
+        while session.done < sft.steps and not session.source.get("learnt"):
             _step(lessons, trainer, session)
             await asyncio.sleep(0)
     save_hf(trainer.stages, prepared.model.bridge, folder.path / "hf", source=prepared.checkpoint)
 
 
 def _step(lessons: Lessons, trainer: Trainer, session: Session) -> None:
-    seed = lessons.prepared.recipe.seed
-    samples = batch_at(lessons.samples, session.done, batch_size=lessons.sft.batch_size, seed=seed)
+    sft, seed = lessons.sft, lessons.prepared.recipe.seed
+    samples = batch_at(lessons.samples, session.done, batch_size=sft.batch_size, seed=seed)
     with session.timer("train"):
         metrics = trainer.train_step([_train_sample(sample) for sample in samples], SftObjective())
-    session.end_step(metrics, source={})
+    # Kept in the checkpoint, so that a finished warm start resumes as finished.
+    learnt = sft.stop_at_loss is not None and metrics["loss"] <= sft.stop_at_loss
+    session.end_step(metrics, source={"learnt": learnt})
 
 
 def _train_sample(sample: Sample) -> TrainSample:

@@ -23,11 +23,6 @@ def test_held_out_numbers_stand_in_no_training_problem():
     assert len(set(sets["held_out"])) >= 500
 
 
-def test_no_problem_is_met_in_both_training_sets():
-    sets = additions()
-    assert not set(sets["warm_start"]) & set(sets["train"])
-
-
 def test_the_demo_is_the_same_every_time_but_for_the_weights_seed(demo, tmp_path):
     write_demo(tmp_path, seed=1)
     for name in ("warm_start", "train", "held_out"):
