@@ -7,6 +7,7 @@ is decided which reward scores which sample, how values add up, and what a failu
 import asyncio
 import json
 import math
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -100,10 +101,8 @@ class RewardRunner:
 
     def check_dataset(self, rows: Iterable[Row]) -> None:
         """Raise RlcoreError naming the rows whose metadata selects no reward of the recipe."""
-        if self.key is None:
-            return
-        wrong = [row for row in rows if row.metadata.get(self.key) not in self._pools]
-        raise_if_any(first_problems([self._unknown(row.metadata, row.place) for row in wrong]))
+        problems = (self._unknown_reward(row.metadata, row.place) for row in rows)
+        raise_if_any(first_problems([problem for problem in problems if problem]))
 
     async def score(self, samples: Sequence[Sample]) -> list[RewardOutcome]:
         """Score samples, set their `reward` and `reward_parts`, and return one outcome each, in order.
@@ -111,11 +110,12 @@ class RewardRunner:
         Samples of one group go to a reward in one call. Raises RlcoreError naming reward, sample and cause
         when a sample fails under the policy `fail`; other samples are then left without a verdict.
         """
-        calls = [
-            self._score_group(name, group) for name in self._pools for group in self._groups(name, samples)
-        ]
+        unknown = (self._unknown_reward(sample.metadata, _identity(sample)) for sample in samples)
+        raise_if_any(problem for problem in unknown if problem)
+        work = [(name, group) for name in self._pools for group in self._groups(name, samples)]
+        scored = await all_or_first_error(self._score_group(name, group) for name, group in work)
         found: dict[int, dict[str, Verdict]] = {id(sample): {} for sample in samples}
-        for name, group, verdicts in await all_or_first_error(calls):
+        for (name, group), verdicts in zip(work, scored, strict=True):
             for sample, verdict in zip(group, verdicts, strict=True):
                 found[id(sample)][name] = verdict
         outcomes = [self._outcome(found[id(sample)]) for sample in samples]
@@ -131,30 +131,25 @@ class RewardRunner:
         """The samples that a reward scores, by group."""
         groups: dict[int, list[Sample]] = {}
         for sample in samples:
-            if self._chosen(sample) in (None, name):
+            if self.key is None or sample.metadata[self.key] == name:
                 groups.setdefault(sample.group, []).append(sample)
         return groups.values()
 
-    def _chosen(self, sample: Sample) -> str | None:
-        """The one reward that metadata names; None where all of a list score."""
-        if self.key is None:
+    def _unknown_reward(self, metadata: Mapping[str, Any], place: str) -> Problem | None:
+        """The problem of metadata that should name a reward of the recipe and does not."""
+        if self.key is None or metadata.get(self.key) in list(self._pools):
             return None
-        if (chosen := sample.metadata.get(self.key)) not in self._pools:
-            raise RlcoreError(self._unknown(sample.metadata, _identity(sample)))
-        return str(chosen)
-
-    def _unknown(self, metadata: Mapping[str, Any], place: str) -> Problem:
-        given = f"is {metadata[self.key]!r}" if self.key and self.key in metadata else "is missing"
+        given = f"is {metadata[self.key]!r}" if self.key in metadata else "is missing"
         message = f"metadata {self.key!r} {given}, which selects no reward of the recipe"
         return Problem(place, message, f"one of {', '.join(self._pools)}, or add it under rewards.allowed")
 
-    async def _score_group(self, name: str, group: list[Sample]) -> tuple[str, list[Sample], list[Verdict]]:
+    async def _score_group(self, name: str, group: list[Sample]) -> list[Verdict]:
         verdicts = [_finite(verdict) for verdict in await self._pools[name].score(group)]
         if self._selections[name].use.on_error == "fail":
             for sample, verdict in zip(group, verdicts, strict=True):
                 if verdict.error:
                     raise self._failure(name, sample, verdict.error)
-        return name, group, verdicts
+        return verdicts
 
     def _failure(self, name: str, sample: Sample, cause: str) -> RlcoreError:
         file = "SAMPLES.jsonl"
@@ -163,12 +158,13 @@ class RewardRunner:
             with self._failures.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(sample.to_dict()) + "\n")
         selection = self._selections[name]
-        options = "".join(f" --set {key}={json.dumps(value)}" for key, value in selection.use.options.items())
+        settings = [f"{key}={json.dumps(value)}" for key, value in selection.use.options.items()]
+        options = [word for setting in settings for word in ("--set", setting)]
+        command = shlex.join(["rlcore", "reward", selection.use.use, file, *options])
         return fail(
             f"{selection.place} ({name})",
             f"{_identity(sample)} could not be scored: {cause}",
-            f"`rlcore reward {selection.use.use} {file}{options}` on that sample shows it again; "
-            "on_error: zero or drop goes on without it",
+            f"`{command}` on that sample shows it again; on_error: zero or drop goes on without it",
         )
 
     def _outcome(self, verdicts: Mapping[str, Verdict]) -> RewardOutcome:
@@ -177,8 +173,9 @@ class RewardRunner:
         for name, verdict in verdicts.items():
             parts[name] = verdict.value
             parts |= {f"{name}/{part}": value for part, value in verdict.parts.items()}
+        weighted = (self._selections[name].use.weight * verdict.value for name, verdict in verdicts.items())
         return RewardOutcome(
-            value=sum(self._selections[name].use.weight * verdict.value for name, verdict in verdicts.items()),
+            value=math.fsum(weighted),
             parts=parts,
             seconds=sum(verdict.seconds for verdict in verdicts.values()),
             error="; ".join(f"{name}: {error}" for name, error in errors.items()) or None,
@@ -204,7 +201,7 @@ def select(
 def _uses(rewards: Sequence[UseReward] | RewardsByMetadata, place: str) -> list[tuple[str, UseReward]]:
     """Each reward with its key in the recipe."""
     if not isinstance(rewards, RewardsByMetadata):
-        return [(f"{place}[{number}]", use) for number, use in enumerate(rewards)]
+        return [(f"{place}.{number}", use) for number, use in enumerate(rewards)]
     policy = {name: getattr(rewards, name) for name in RewardPolicy.model_fields}
     return [
         (f"{place}.allowed.{name}", UseReward(use=name, options=options, **policy))

@@ -135,7 +135,7 @@ def test_under_fail_the_error_names_reward_sample_cause_line_and_a_way_to_see_it
         score(moody(), group("fine", "fine", "raise", number=7), failures)
     line = (HEADER + MISBEHAVE).splitlines().index('        raise ValueError("bad mood")') + 1
     message = str(caught.value)
-    assert "rewards[0] (moody): sample 2 of group 7 could not be scored" in message
+    assert "rewards.0 (moody): sample 2 of group 7 could not be scored" in message
     assert f"ValueError: bad mood ({file}:{line})" in message
     assert f"rlcore reward moody {failures}" in message
     assert json.loads(failures.read_text())["response"] == "raise"
@@ -229,14 +229,15 @@ def test_metadata_chooses_the_reward_of_each_sample(install):
 def test_rows_that_select_no_reward_are_named_before_the_start(install):
     install(LENGTH, "length")
     runner = RewardRunner.from_recipe(RewardsByMetadata(allowed={"length": {}}), Catalog.installed())
-    kinds = [{"rm_type": "length"}, {"rm_type": "lenght"}, {}]
+    kinds = [{"rm_type": "length"}, {"rm_type": "lenght"}, {}, {"rm_type": ["length"]}]
     rows = [Row("p", place=f"data.jsonl:{n}", metadata=metadata) for n, metadata in enumerate(kinds, 1)]
     with pytest.raises(RlcoreError) as caught:
         runner.check_dataset(rows)
     asyncio.run(runner.close())
-    first, second = caught.value.problems
+    first, second, third = caught.value.problems
     assert str(first).startswith("data.jsonl:2: metadata 'rm_type' is 'lenght', which selects no reward")
     assert "data.jsonl:3: metadata 'rm_type' is missing" in str(second)
+    assert "is ['length']" in str(third)
     assert "one of length" in first.remedy
 
 
@@ -246,7 +247,7 @@ def test_all_rewards_that_cannot_be_used_are_reported_at_once(install):
         RewardRunner.from_recipe(
             [UseReward(use="lenght"), UseReward(use="length", options={"unit": "m"})], Catalog.installed()
         )
-    assert [problem.place for problem in caught.value.problems] == ["rewards[0]", "rewards[1].options.unit"]
+    assert [problem.place for problem in caught.value.problems] == ["rewards.0", "rewards.1.options.unit"]
 
 
 def test_a_plugin_that_changed_since_the_run_started_scores_nothing(install):
