@@ -118,6 +118,8 @@ def _owned_problems(megatron: Mapping[str, Any], owned: Collection[str]) -> Iter
 
 def _schedule(optimizer: ChainedOptimizer, settings: Optimizer, total_steps: int) -> OptimizerParamScheduler:
     decay_steps = settings.decay_steps or total_steps
+    if settings.schedule == "constant":  # nothing decays, so a short trial may end within the warm-up
+        decay_steps = max(decay_steps, settings.warmup_steps + 1)
     if settings.warmup_steps >= decay_steps:
         raise fail(
             "optimizer.warmup_steps",
