@@ -17,6 +17,7 @@ from rlcore.config.load import LoadedRecipe, in_reading_order
 from rlcore.config.native import megatron_problems, sglang_problems
 from rlcore.config.schema import Dataset, Recipe, RewardsByMetadata, ServerGroups, Use
 from rlcore.config.tree import parse
+from rlcore.config.validation import place_of
 from rlcore.errors import Problem, RlcoreError
 from rlcore.registry import Catalog
 
@@ -182,6 +183,6 @@ def server_groups(recipe: Recipe) -> ServerGroups | None:
         return ServerGroups.model_validate(tree.plain(), strict=True)
     except ValidationError as error:
         raise RlcoreError(
-            Problem(f"{config} ({'.'.join(map(str, found['loc']))})", found["msg"])
+            Problem(place_of(tree, [str(key) for key in found["loc"]]), found["msg"])
             for found in error.errors(include_url=False)
         ) from None

@@ -42,6 +42,8 @@ _OWNED_MEGATRON = {
     "params_dtype": "model.dtype",
     "calculate_per_token_loss": "algorithm.reduction",
     "variable_seq_lengths": "nothing: batches are packed, so it is always on",
+    "hidden_dropout": "nothing: it is 0, so that log-probs can be compared",
+    "attention_dropout": "nothing: it is 0, so that log-probs can be compared",
     "use_distributed_optimizer": "nothing: it is always on",
     "lr": "optimizer.lr",
     "min_lr": "optimizer.min_lr",

@@ -35,15 +35,24 @@ def validate(tree: Node) -> tuple[Recipe | None, list[Problem], frozenset[str]]:
     except ValidationError as error:
         details = error.errors(include_url=False)
     problems = [_problem(tree, detail) for detail in details]
-    broken = {_removable(detail) for detail in details}
-    rest = tree.plain()
-    for keys in broken:
-        _remove(rest, keys)
-    try:
-        recipe = _model(rest)
-    except ValidationError:
-        recipe = None
+    recipe, broken = _sound_part(tree.plain(), details)
     return recipe, problems, frozenset(".".join(keys) for keys in broken)
+
+
+def _sound_part(plain: Any, details: Sequence[ErrorDetails]) -> tuple[Recipe | None, set[Keys]]:
+    """Take broken keys out until the rest is valid; taking one out can leave what holds it incomplete."""
+    broken: set[Keys] = set()
+    while True:
+        found = {_removable(detail) for detail in details}
+        broken |= found
+        if () in found:
+            return None, broken
+        for keys in found:
+            _remove(plain, keys)
+        try:
+            return _model(plain), broken
+        except ValidationError as error:
+            details = error.errors(include_url=False)
 
 
 def _model(plain: object) -> Recipe:

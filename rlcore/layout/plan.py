@@ -79,7 +79,7 @@ def size_problems(parallel: Parallel, world_size: int, *, on_cpu: bool) -> Itera
     if world_size % dense:
         message = f"tp × pp × cp = {dense} does not divide {world_size} GPUs"
         yield Problem("parallel", message, _counts(world_size, dense))
-    if world_size % sparse:
+    if ep > 1 and world_size % sparse:
         message = f"etp × ep × pp = {sparse} does not divide {world_size} GPUs"
         yield Problem("parallel.ep", message, _counts(world_size, sparse))
     if ep == 1 and etp != parallel.tp:

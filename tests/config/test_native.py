@@ -1,0 +1,89 @@
+"""Settings that pass through are held against the fields of the installed Megatron, without importing it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rlcore.config.native import megatron_fields, megatron_problems, sglang_problems
+
+SEEDS = {
+    "moe_enable_deepep": True,
+    "moe_token_dispatcher_type": "flex",
+    "attention_softmax_in_fp32": True,
+    "attention_backend": "flash",
+    "grad_reduce_in_fp32": True,
+    "check_for_nan_in_grad": False,
+}
+SEED_SERVERS = {
+    "mem_fraction_static": 0.7,
+    "enable_dp_attention": True,
+    "dp_size": 32,
+    "ep_size": 32,
+    "moe_dense_tp_size": 1,
+    "enable_dp_lm_head": True,
+    "cuda_graph_bs": [1, 2, 4, 8],
+    "disable_radix_cache": True,
+    "moe_a2a_backend": "deepep",
+    "deepep_mode": "auto",
+    "speculative_algorithm": "EAGLE",
+    "speculative_num_draft_tokens": 4,
+    "ep_num_redundant_experts": 16,
+    "disaggregation_transfer_backend": "mooncake",
+    "kv_cache_dtype": "fp8_e4m3",
+}
+
+
+def test_the_native_settings_of_the_published_recipes_pass():
+    assert megatron_problems(SEEDS) == []
+    assert sglang_problems("rollout.sglang.args", SEED_SERVERS, elsewhere=True) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message", "remedy"),
+    [
+        ("moe_enable_deep_ep", True, "no field", "'moe_enable_deepep'"),
+        ("attention-softmax-in-fp32", True, "no field", "'attention_softmax_in_fp32'"),
+        ("overlap_grad_reduce", "on", "does not fit", "bool"),
+        ("moe_token_dispatcher_type", "ring", "does not fit", "'alltoall'"),
+        ("bucket_size", 1.5, "does not fit", "Optional[int]"),
+        ("tensor_model_parallel_size", 2, "rlcore sets", "parallel.tp"),
+        ("tensor_model_paralel_size", 2, "no field", "use parallel.tp"),
+        ("lr", 1e-6, "rlcore sets", "optimizer.lr"),
+        ("num_layers", 4, "rlcore sets", "model.overrides"),
+    ],
+)
+def test_a_wrong_megatron_setting_gets_a_remedy(name, value, message, remedy):
+    [problem] = megatron_problems({name: value})
+    assert problem.place == f"megatron.{name}"
+    assert message in problem.message
+    assert remedy in problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("args", "remedy"),
+    [
+        ({"tp_size": 2}, "rollout.gpus_per_engine"),
+        ({"model_path": "x"}, "rollout.checkpoint"),
+        ({"port": 30000}, "rlcore places the servers"),
+        ({"dp_size": 4}, "enable_dp_attention: true"),
+    ],
+)
+def test_what_rlcore_sets_for_servers_is_refused(args, remedy):
+    [problem] = sglang_problems("rollout.sglang.args", args, elsewhere=True)
+    assert remedy in problem.remedy
+
+
+def test_fields_are_those_of_the_real_classes_and_nothing_was_imported():
+    code = (
+        "import sys; from rlcore.config.native import megatron_fields; fields = set(megatron_fields())\n"
+        "assert not any(name.split('.')[0] in ('megatron', 'torch') for name in sys.modules)\n"
+        "import dataclasses\n"
+        "from megatron.core.distributed import DistributedDataParallelConfig as D\n"
+        "from megatron.core.optimizer import OptimizerConfig as O\n"
+        "from megatron.core.transformer.transformer_config import MLATransformerConfig as T\n"
+        "real = {f.name for kind in (D, O, T) for f in dataclasses.fields(kind)}\n"
+        "assert real == fields, real ^ fields"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+    assert len(megatron_fields()) > 200
