@@ -24,7 +24,7 @@ class Declaration(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """All declarations, and the distributions that were passed over because one of that name came first."""
+    """All declarations, and distributions passed over because another one of that name came first."""
 
     declarations: tuple[Declaration, ...]
     shadowed: tuple[str, ...]
@@ -39,26 +39,32 @@ def survey() -> Survey:
     """Read every distribution on sys.path; of several copies of one, the first counts, as for imports."""
     kept: dict[str, list[Declaration]] = {}
     shadowed = []
-    for distribution in _distributions():
+    for distribution in distributions():
         declared = _declarations(distribution)
         if not declared:
             continue
         name = canonical(declared[0].dist)
-        if name in kept:
-            shadowed.append(f"{declared[0].dist} {declared[0].version} in {distribution.locate_file('')}")
-        else:
+        if name not in kept:
             kept[name] = declared
+        elif _offer(declared) != _offer(kept[name]):
+            shadowed.append(f"{declared[0].dist} {declared[0].version} in {distribution.locate_file('')}")
     return Survey(tuple(one for declared in kept.values() for one in declared), tuple(shadowed))
 
 
-def _distributions() -> Iterator[importlib.metadata.Distribution]:
-    """Like importlib.metadata.distributions, but one import hook that raises does not hide the rest."""
+def _offer(declared: list[Declaration]) -> set[tuple[str, ...]]:
+    """What two copies of a distribution have in common if nothing is lost by passing over one."""
+    return {(one.version, one.group, one.name, one.value) for one in declared}
+
+
+def distributions(name: str | None = None) -> Iterator[importlib.metadata.Distribution]:
+    """Installed distributions, or those of one name; an import hook that raises hides no other."""
+    context = importlib.metadata.DistributionFinder.Context(name=name)
     for finder in sys.meta_path:
         find = getattr(finder, "find_distributions", None)
         if find is None:
             continue
         try:
-            yield from find(importlib.metadata.DistributionFinder.Context())
+            yield from find(context)
         except Exception:
             continue
 

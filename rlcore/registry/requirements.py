@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import rlcore
+from rlcore.registry.metadata import distributions
 
 State = Literal["found", "disabled", "incompatible", "conflict", "missing-dependency", "ok", "broken"]
 
@@ -82,11 +83,7 @@ def installed_version(distribution: str) -> str | None:
 
 def _is_installed(distribution: str) -> bool:
     """Like `installed_version`, without reading a file."""
-    try:
-        importlib.metadata.distribution(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    return next(distributions(distribution), None) is not None
 
 
 # Importing `packaging` takes longer than all the rest of a listing. The plainest forms, which are nearly all

@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 DISTRIBUTIONS, PLUGINS = 500, 50
 HEAVY = ("pluggy", "pydantic", "torch", "rich", "startup_plugin")
 SCRIPT = "#!{python}\nimport re\nimport sys\nfrom {module} import {name}\nsys.exit({name}())\n"
-METADATA = "Metadata-Version: 2.4\nName: {name}\nVersion: 1.2.3\nSummary: made up\nRequires-Dist: {requires}\n\n{text}\n"
+METADATA = "Metadata-Version: 2.4\nName: {name}\nVersion: 1.2.3\nRequires-Dist: {requires}\n\n{text}\n"
 
 
 def requirements(*names: str) -> set[str]:
@@ -115,7 +115,7 @@ def main() -> None:
             "rlcore list-plugins": [str(bin_folder / "rlcore"), "list-plugins"],
             "python -c pass": [str(bin_folder / "python"), "-c", "pass"],
         }
-        times = {name: [seconds(command) for command in [argv] * 2][:0] for name, argv in commands.items()}
+        times: dict[str, list[float]] = {name: [] for name in commands}
         for _ in range(rounds):
             for name, command in commands.items():
                 times[name].append(seconds(command))

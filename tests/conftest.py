@@ -1,0 +1,94 @@
+"""Distributions made for a test: fake ones of metadata and modules, and a real one that pip installs."""
+
+import importlib
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+OUTSIDE_PROJECT = """\
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "outside-reward"
+version = "0.3"
+dependencies = ["rlcore>=0.1,<1"]
+
+[project.entry-points."rlcore.rewards"]
+vowels = "outside_reward:vowels"
+
+[tool.setuptools]
+py-modules = ["outside_reward"]
+"""
+
+OUTSIDE_MODULE = '''\
+"""Rewards responses for a share of vowels."""
+
+from pydantic import BaseModel, Field
+
+from rlcore.plugin import RewardResult, Sample, reward
+
+
+class VowelOptions(BaseModel):
+    target: float = Field(0.5, ge=0, le=1)
+    letters: str = "aeiou"
+
+
+@reward
+def vowels(sample: Sample, options: VowelOptions) -> RewardResult:
+    text = sample.response.lower()
+    share = sum(letter in options.letters for letter in text) / max(len(text), 1)
+    return RewardResult(1 - abs(share - options.target), {"share": share})
+'''
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """An empty folder at the front of sys.path, here and in child processes; its modules are forgotten after."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])))
+    before = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def distribution(site):
+    """Make a distribution of metadata alone, and modules for it: `distribution(name, entry_points, ...)`."""
+
+    def make(name, entry_points, version="1.0", requires=(), folder=site, **modules):
+        info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        needs = "".join(f"Requires-Dist: {line}\n" for line in requires)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
+        (info / "entry_points.txt").write_text(textwrap.dedent(entry_points))
+        for module, source in modules.items():
+            (folder / f"{module}.py").write_text(textwrap.dedent(source))
+        importlib.invalidate_caches()
+        return info
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def outside_plugin(tmp_path_factory) -> Path:
+    """A reward plugin written outside the repository and installed by pip; returns the folder it is in.
+
+    It is `rlcore.rewards: vowels` with the options `target` and `letters`.
+    """
+    project = tmp_path_factory.mktemp("outside-reward")
+    (project / "pyproject.toml").write_text(OUTSIDE_PROJECT)
+    (project / "outside_reward.py").write_text(OUTSIDE_MODULE)
+    target = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", target, project], check=True)
+    return target
