@@ -9,7 +9,7 @@ its own float64 run. The exit code is 1 if anything is wrong.
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,19 +83,14 @@ def examine(checkpoint: Path, plugin: str | None = None, *, parity: bool = False
     bridge: WeightBridge = catalog.load("weight_bridge", name).create(spec)
 
     from rlcore.config.schema import Parallel
-    from rlcore.trainer import setup
+    from rlcore.trainer.parity import measure_parity
+    from rlcore.trainer.setup import process_groups
 
-    setup.initialize(Parallel(), seed=0)
-    try:
+    with process_groups(Parallel(), seed=0):
         findings = _compare(checkpoint, spec, bridge)
-        if not (parity and findings.sound):
-            return findings
-        from rlcore.trainer.parity import measure_parity
-
-        measured = measure_parity(spec, bridge, checkpoint)
-        return Findings(spec.model_type, findings.tensors, findings.coverage, findings.problems, measured)
-    finally:
-        setup.destroy()
+        if parity and findings.sound:
+            return replace(findings, parity=measure_parity(spec, bridge, checkpoint))
+        return findings
 
 
 def _compare(checkpoint: Path, spec: "ModelSpec", bridge: "WeightBridge") -> Findings:
@@ -143,5 +138,5 @@ def _parity_lines(findings: Findings) -> Iterator[str]:
     if parity := findings.parity:
         verdict = "holds" if parity.holds else "fails"
         yield f"parity      {verdict}: logits differ by {parity.max_rel_logit_diff:.1e} of the largest"
-        yield f"            limit {parity.limit:.1e}; transformers from its float64 run {parity.reference_noise:.1e}"
+        yield f"            limit {parity.limit:.1e}; transformers from float64 {parity.reference_noise:.1e}"
         yield f"            {parity.tokens} tokens"
