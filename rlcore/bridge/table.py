@@ -121,9 +121,14 @@ class WeightBridge:
     def coverage(self, hf_names: Iterable[str], megatron_names: Iterable[str]) -> Coverage:
         """Compare a checkpoint's tensor names and a whole model's parameter names with the table."""
         hf, megatron = set(hf_names), set(megatron_names)
+        needed = {entry.megatron for entry in self.entries if not entry.optional}
         return Coverage(
             {name: reason for name in sorted(hf) if (reason := self._why_unmapped_hf(name, megatron))},
-            {name: reason for name in sorted(megatron) if (reason := self._why_unmapped_megatron(name, hf))},
+            {
+                name: reason
+                for name in sorted(megatron | needed)
+                if (reason := self._why_unmapped_megatron(name, hf, megatron))
+            },
         )
 
     def _why_unmapped_hf(self, name: str, megatron: set[str]) -> str:
@@ -133,11 +138,13 @@ class WeightBridge:
             return ""
         return "is in the checkpoint, but no row of the bridge claims it"
 
-    def _why_unmapped_megatron(self, name: str, hf: set[str]) -> str:
+    def _why_unmapped_megatron(self, name: str, hf: set[str], megatron: set[str]) -> str:
         entry = self.by_megatron.get(name)
         if entry is None:
             return "is in the model, but no row of the bridge claims it"
         absent = [source for source in entry.hf if source not in hf]
+        if name not in megatron:
+            return "stands in the bridge, but neither checkpoint nor model has it" if absent else ""
         return f"needs {', '.join(absent)}, which the checkpoint lacks" if absent else ""
 
 

@@ -99,7 +99,7 @@ class Rows(Transform):
 
     def write(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
         whole = _join(shards)
-        runs = self.runs(len(whole), len(shards))
+        runs = _clip(self.runs(len(whole), len(shards)), 0, len(whole))
         ends = accumulate((run.stop - run.start for run in runs), initial=0)
         pieces = [(run, whole[start:stop]) for run, (start, stop) in zip(runs, pairwise(ends), strict=True)]
         return tuple(_assemble(pieces, source) for source in range(self.sources))
