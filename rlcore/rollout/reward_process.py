@@ -65,12 +65,29 @@ class RewardProcess:
         self._order = order
         self._start()
 
-    async def score(self, samples: Sequence[Sample]) -> Results:
-        """Make one call. Raises CallFailed, or RlcoreError if the plugin cannot be loaded there."""
+    async def ready(self) -> None:
+        """Wait until the plugin is loaded, after a kill in a new process; raises RlcoreError if it cannot."""
         if not self._alive:
             self._start()
+        if self._ready:
+            return
         try:
-            await self._await_ready()
+            async with asyncio.timeout(START_SECONDS):
+                kind, answer = await self._receive()
+        except NO_ANSWER as error:
+            raise fail(self._order.place, f"cannot start: {self._post_mortem(error, START_SECONDS)}") from None
+        except BaseException:
+            self.kill()
+            raise
+        if kind == "unusable":
+            self.kill()
+            raise RlcoreError(answer)
+        self._ready = True
+        self._closes = answer
+
+    async def score(self, samples: Sequence[Sample]) -> Results:
+        """Make one call of a process that is ready; raises CallFailed."""
+        try:
             async with asyncio.timeout(self._order.timeout + GRACE_SECONDS):
                 await asyncio.get_running_loop().sock_sendall(self._channel, pack(list(samples)))
                 kind, answer = await self._receive()
@@ -111,19 +128,9 @@ class RewardProcess:
             )
         self._channel.sendall(pack(self._order))
         self._channel.setblocking(False)
-        self._alive, self._ready, self._closes = True, False, False
-
-    async def _await_ready(self) -> None:
-        if self._ready:
-            return
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                kind, answer = await self._receive()
-        except NO_ANSWER as error:
-            raise fail(self._order.place, f"cannot start: {self._post_mortem(error, START_SECONDS)}") from None
-        if kind == "unusable":
-            raise RlcoreError(answer)
-        self._ready, self._closes = True, answer
+        self._alive = True
+        self._ready = False
+        self._closes = False
 
     async def _receive(self) -> tuple[str, Any]:
         (length,) = HEADER.unpack(await self._read(HEADER.size))
@@ -181,9 +188,10 @@ class RewardPool:
 
     async def score(self, samples: Sequence[Sample]) -> list[Verdict]:
         """One verdict per sample. A failed call is repeated sample by sample: only the one at fault is lost."""
-        process = await self._idle.get()
-        start, failure = time.perf_counter(), ""
+        process, failure = await self._idle.get(), ""
         try:
+            await process.ready()
+            start = time.perf_counter()
             results = await process.score(samples)
         except CallFailed as error:
             failure = str(error)
