@@ -49,7 +49,7 @@ def vowels(sample: Sample, options: VowelOptions) -> RewardResult:
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """An empty folder at the front of sys.path, here and in child processes; its modules are forgotten after."""
+    """An empty folder first on sys.path, here and in child processes; its modules are forgotten after."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
