@@ -15,15 +15,10 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of a command that makes a run."""
-    parser.add_argument("recipe", nargs="?", help="a recipe file, or the name of a shipped one (rlcore recipes)")
     parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a value of the recipe, such as --set train.steps=20; may be given often",
+        "recipe", nargs="?", help="a recipe file, or the name of a shipped one (rlcore recipes)"
     )
+    add_overrides(parser)
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in --run-dir; needs no RECIPE"
@@ -33,6 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, start nothing, write nothing")
     parser.add_argument("--quiet", action="store_true", help="print warnings and results only")
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Declare `--set`."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a value of the recipe, such as --set train.steps=20; may be given often",
+    )
 
 
 def load(args: argparse.Namespace) -> "LoadedRecipe":

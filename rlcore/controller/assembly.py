@@ -54,5 +54,6 @@ def make_generator(
         prepared.recipe.rollout,
         stop_token_ids=prepared.stop_ids,
         seed=prepared.recipe.seed,
+        max_context_tokens=prepared.context_tokens,
         filters=filters,
     )

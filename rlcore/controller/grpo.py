@@ -4,7 +4,7 @@ Weights are synced at the start of what needs them, so that a step ends with the
 interrupts the run later finds it at a step's boundary, and the next attempt repeats the rest exactly.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from rlcore.config.rules import batch_size
 from rlcore.config.schema import Recipe
 from rlcore.controller.batch import estimate_advantages, split_updates
 from rlcore.controller.evaluation import EvaluationSet
-from rlcore.controller.metrics import evaluation_metrics, rollout_metrics
+from rlcore.controller.metrics import rollout_metrics
 from rlcore.controller.selection import AlgorithmPlugins
 from rlcore.controller.session import Session
 from rlcore.controller.sync import sync_weights
@@ -23,7 +23,8 @@ from rlcore.data.sample import Sample
 from rlcore.data.train_sample import TrainSample
 from rlcore.rollout.engine import Engine
 from rlcore.rollout.generation import Generator
-from rlcore.telemetry.rollouts import TRAINING, evaluation_kind, write_samples
+from rlcore.rollout.responses import OnProgress
+from rlcore.telemetry.rollouts import TRAINING, write_samples
 from rlcore.trainer.objectives import PolicyObjective
 
 if TYPE_CHECKING:
@@ -158,26 +159,22 @@ class Grpo:
         session = self._session
         for problems in self._evaluations:
             await self._sync()
-            name = problems.settings.name
             with session.timer("evaluation"):
-                groups = await self._actors.judge.generate(
-                    problems.groups(self._recipe.seed),
-                    problems.settings,
-                    on_progress=self._show(f"evaluation {name}"),
+                metrics = await problems.evaluate(
+                    self._actors.judge,
+                    self._recipe.seed,
+                    session.folder.paths.rollouts,
+                    session.done,
+                    self._show(f"evaluation {problems.settings.name}"),
                 )
-            write_samples(session.folder.paths.rollouts, evaluation_kind(name), session.done, _flat(groups))
-            session.evaluation(evaluation_metrics(name, groups))
+            session.evaluation(metrics)
 
-    def _show(self, phase: str):  # noqa: ANN202
+    def _show(self, phase: str) -> OnProgress:
         def show(done: int, total: int, tokens: int) -> None:
             self._session.watchdog.progress(f"{phase}: {done} of {total}")
             self._session.progress.status(phase, done, total)
 
         return show
-
-
-def _flat(groups: Iterable[Iterable[Sample]]) -> list[Sample]:
-    return [sample for group in groups for sample in group]
 
 
 def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

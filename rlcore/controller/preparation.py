@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe whose plugins, checkpoint and tokenizer are known to be sound."""
+    """A recipe whose plugins, checkpoint and tokenizer are known to be sound.
+
+    `context_tokens` is the most that a prompt and its response may have together.
+    """
 
     loaded: LoadedRecipe
     catalog: Catalog
@@ -32,6 +35,7 @@ class Prepared:
     model: ModelPlugins
     tokenizer: "PreTrainedTokenizerBase"
     stop_ids: tuple[int, ...]
+    context_tokens: int
 
     @property
     def recipe(self) -> Recipe:
@@ -52,14 +56,23 @@ def prepare(loaded: LoadedRecipe, command: str) -> Prepared:
         select_model(catalog, recipe, architecture.hf_config),
         load_tokenizer(checkpoint),
         stop_token_ids(checkpoint),
+        recipe.rollout.max_context_tokens or int(architecture.hf_config["max_position_embeddings"]),
     )
 
 
 def load_prompts(prepared: Prepared, section: Dataset) -> list[Prompt]:
-    """Read and tokenize a dataset of the recipe, saying how many prompts were too long."""
+    """Read and tokenize a dataset of the recipe, saying how many prompts were too long.
+
+    Raises RlcoreError for bad rows, and if the model has no room for a response to the longest prompt.
+    """
     prompts, dropped = tokenize_prompts(load_rows(section), prepared.tokenizer, section)
     if dropped:
         print(f"{section.path}: left out {dropped} prompts longer than {section.max_prompt_tokens} tokens")
+    longest = max(prompts, key=lambda prompt: len(prompt.tokens))
+    if len(longest.tokens) >= prepared.context_tokens:
+        message = f"the prompt has {len(longest.tokens)} tokens, the context only {prepared.context_tokens}"
+        remedy = f"max_prompt_tokens: {prepared.context_tokens // 2} leaves longer prompts out"
+        raise fail(longest.row.place, message, remedy)
     return prompts
 
 

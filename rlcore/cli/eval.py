@@ -1,0 +1,39 @@
+"""`rlcore eval`: pass@1 and pass@k of a checkpoint on the evaluation sets of a recipe, without training."""
+
+import argparse
+import json
+from pathlib import Path
+
+from rlcore.cli.running import add_overrides
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "example: rlcore eval RECIPE --checkpoint runs/first/hf --json"
+    parser.add_argument("recipe", help="a recipe file, or the name of a shipped one (rlcore recipes)")
+    parser.add_argument("--checkpoint", metavar="FOLDER", help="evaluate this model instead of the recipe's")
+    add_overrides(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/eval"), help="folder for samples (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the metrics as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rlcore.config.load import load_recipe
+
+    checkpoint = [f"model.checkpoint={json.dumps(args.checkpoint)}"] if args.checkpoint else []
+    loaded = load_recipe(args.recipe, [*args.overrides, *checkpoint])
+    from rlcore.controller.evaluate import evaluate
+    from rlcore.controller.preparation import evaluation_sets, prepare
+
+    prepared = prepare(loaded, "eval")
+    sets = evaluation_sets(prepared)
+    args.out.mkdir(parents=True, exist_ok=True)
+    metrics = evaluate(prepared, sets, args.out, quiet=args.json)
+    if args.json:
+        print(json.dumps(metrics))
+    else:
+        for name, value in metrics.items():
+            print(f"{name.removeprefix('eval/'):40} {value:.4g}")
+        print(f"samples: {args.out}")
+    return 0

@@ -1,0 +1,41 @@
+"""Evaluation alone: a checkpoint, the problem sets of a recipe, no training; what `rlcore eval` does."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlcore.controller.assembly import make_engine, make_generator
+from rlcore.controller.evaluation import EvaluationSet
+from rlcore.controller.preparation import Prepared
+from rlcore.rollout.rewards import RewardRunner
+from rlcore.telemetry.progress import Progress
+
+
+def evaluate(
+    prepared: Prepared, sets: Sequence[EvaluationSet], rollouts: Path, quiet: bool = False
+) -> dict[str, float]:
+    """Return the metrics of every problem set, and keep the samples in folder `rollouts`."""
+    return asyncio.run(_evaluate(prepared, sets, rollouts, quiet))
+
+
+async def _evaluate(
+    prepared: Prepared, sets: Sequence[EvaluationSet], rollouts: Path, quiet: bool
+) -> dict[str, float]:
+    recipe = prepared.recipe
+    rewards = recipe.rewards if recipe.eval.rewards is None else recipe.eval.rewards
+    runner = RewardRunner.from_recipe(rewards, prepared.catalog, failures=rollouts / "failed-samples.jsonl")
+    try:
+        for problems in sets:
+            runner.check_dataset(prompt.row for prompt in problems.prompts)
+        judge = make_generator(prepared, make_engine(prepared), runner)
+        metrics: dict[str, float] = {}
+        with Progress(len(sets), recipe.name, quiet=quiet) as progress:
+            for problems in sets:
+
+                def show(done: int, total: int, tokens: int, name: str = problems.settings.name) -> None:
+                    progress.status(name, done, total)
+
+                metrics |= await problems.evaluate(judge, recipe.seed, rollouts, 0, show)
+        return metrics
+    finally:
+        await runner.close()
