@@ -129,8 +129,8 @@ class RewardProcess:
         self._channel.sendall(pack(self._order))
         self._channel.setblocking(False)
         self._alive = True
-        self._ready = False
-        self._closes = False
+        self._ready: bool = False
+        self._closes: bool = False
 
     async def _receive(self) -> tuple[str, Any]:
         (length,) = HEADER.unpack(await self._read(HEADER.size))
