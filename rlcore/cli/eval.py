@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rlcore.config.load import load_recipe
+    from rlcore.config.load import read_recipe
 
     checkpoint = [f"model.checkpoint={json.dumps(args.checkpoint)}"] if args.checkpoint else []
-    loaded = load_recipe(args.recipe, [*args.overrides, *checkpoint])
+    loaded = read_recipe(args.recipe, [*args.overrides, *checkpoint])
     from rlcore.controller.evaluate import evaluate
     from rlcore.controller.preparation import evaluation_sets, prepare
 

@@ -44,16 +44,16 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def load(args: argparse.Namespace) -> "LoadedRecipe":
     """The recipe that the arguments name; a resumed run has its own."""
-    from rlcore.config.load import load_recipe
+    from rlcore.config.load import read_recipe
 
     if args.recipe:
-        return load_recipe(args.recipe, args.overrides)
+        return read_recipe(args.recipe, args.overrides)
     if not (args.resume and args.run_dir):
         raise fail("RECIPE", "no recipe was given", "rlcore recipes lists those that are shipped")
     written = args.run_dir / "config.resolved.yaml"
     if not written.is_file():
         raise fail(str(args.run_dir), "holds no run to resume", "give the recipe and drop --resume")
-    return load_recipe(str(written), args.overrides)
+    return read_recipe(str(written), args.overrides)
 
 
 def run(command: str, args: argparse.Namespace, place: "RunPlace", body: Callable[[], None]) -> int:
