@@ -63,6 +63,7 @@ class RewardProcess:
 
     def __init__(self, order: Order) -> None:
         self._order = order
+        self._alive = self._ready = self._closes = False
         self._start()
 
     async def ready(self) -> None:
@@ -129,8 +130,6 @@ class RewardProcess:
         self._channel.sendall(pack(self._order))
         self._channel.setblocking(False)
         self._alive = True
-        self._ready: bool = False
-        self._closes: bool = False
 
     async def _receive(self) -> tuple[str, Any]:
         (length,) = HEADER.unpack(await self._read(HEADER.size))
@@ -149,7 +148,7 @@ class RewardProcess:
         """Kill the process group; returns exit status and last words."""
         with contextlib.suppress(ProcessLookupError):  # it had ended, and left nothing behind
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._alive = False
+        self._alive = self._ready = self._closes = False
         self._channel.close()
         with self._last_words as file:
             file.seek(0)
