@@ -40,6 +40,8 @@ _OWNED_MEGATRON = {
     "bf16": "model.dtype",
     "fp16": "model.dtype",
     "params_dtype": "model.dtype",
+    "pipeline_dtype": "model.dtype",
+    "perform_initialization": "nothing: weights come from the checkpoint",
     "calculate_per_token_loss": "algorithm.reduction",
     "variable_seq_lengths": "nothing: batches are packed, so it is always on",
     "hidden_dropout": "nothing: it is 0, so that log-probs can be compared",
