@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from rlcore.cli.running import add_overrides
+from rlcore.cli.running import add_overrides, quiet_libraries
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    quiet_libraries()
     from rlcore.config.load import read_recipe
 
     checkpoint = [f"model.checkpoint={json.dumps(args.checkpoint)}"] if args.checkpoint else []

@@ -1,6 +1,7 @@
 """What `rlcore train` and `rlcore sft` share: their arguments, and the words at the end of a run."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,8 +43,20 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def quiet_libraries() -> None:
+    """Keep the warnings and bars of libraries off the terminal: none is addressed to a user of rlcore."""
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addHandler(logging.NullHandler())
+    logging.getLogger("py.warnings").propagate = False
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
 def load(args: argparse.Namespace) -> "LoadedRecipe":
     """The recipe that the arguments name; a resumed run has its own."""
+    quiet_libraries()
     from rlcore.config.load import read_recipe
 
     if args.recipe:
