@@ -19,11 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    quiet_libraries()
     from rlcore.config.load import read_recipe
 
     checkpoint = [f"model.checkpoint={json.dumps(args.checkpoint)}"] if args.checkpoint else []
     loaded = read_recipe(args.recipe, [*args.overrides, *checkpoint])
+    quiet_libraries()
     from rlcore.controller.evaluate import evaluate
     from rlcore.controller.preparation import evaluation_sets, prepare
 

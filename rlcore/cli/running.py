@@ -56,7 +56,6 @@ def quiet_libraries() -> None:
 
 def load(args: argparse.Namespace) -> "LoadedRecipe":
     """The recipe that the arguments name; a resumed run has its own."""
-    quiet_libraries()
     from rlcore.config.load import read_recipe
 
     if args.recipe:

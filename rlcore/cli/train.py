@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     loaded = running.load(args)
+    running.quiet_libraries()
     from rlcore.controller.preparation import prepare
     from rlcore.controller.run_start import RunPlace
     from rlcore.controller.train import gather, train
