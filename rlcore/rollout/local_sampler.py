@@ -78,7 +78,7 @@ def sample(logits_bv: torch.Tensor, uniform_b: torch.Tensor, knobs: Knobs) -> tu
 
 def _cut(logits_bv: torch.Tensor, top_p_b: torch.Tensor | None, top_k_b: torch.Tensor | None) -> torch.Tensor:
     """Set to -inf all but the `top_k` largest and, of these, what lies beyond `top_p` of their probability."""
-    ordered_bv, index_bv = logits_bv.sort(-1, descending=True, stable=True)
+    ordered_bv, index_bv = logits_bv.sort(dim=-1, descending=True, stable=True)
     if top_k_b is not None:
         rank_v = torch.arange(ordered_bv.shape[-1], device=ordered_bv.device)
         ordered_bv = ordered_bv.masked_fill(rank_v >= top_k_b[:, None], float("-inf"))
