@@ -71,22 +71,22 @@ def distributions(name: str | None = None) -> Iterator[importlib.metadata.Distri
 
 def _declarations(distribution: importlib.metadata.Distribution) -> list[Declaration]:
     """The distribution's rlcore entry points; never raises, whatever its files hold."""
-    folder = PurePath(str(getattr(distribution, "_path", "unknown"))).name
     try:
         text = distribution.read_text("entry_points.txt") or ""
     except UnicodeDecodeError as error:
         if b"rlcore." not in error.object:
             return []
-        return [Declaration(folder, "unknown", "", "unknown", "", defect="entry_points.txt is not UTF-8")]
+        defect = "entry_points.txt is not UTF-8"
+        return [Declaration(_folder(distribution), "unknown", "", "unknown", "", defect=defect)]
     except OSError:
         return []
     if "rlcore." not in text:
         return []
-    name, version, defect = folder, "unknown", ""
+    name, version, defect = _folder(distribution), "unknown", ""
     requires: tuple[str, ...] = ()
     try:
         metadata = distribution.metadata
-        name = metadata["Name"] or folder
+        name = metadata["Name"] or name
         version = metadata["Version"] or version
         requires = tuple(metadata.get_all("Requires-Dist") or distribution.requires or ())
     except Exception as error:
@@ -95,6 +95,11 @@ def _declarations(distribution: importlib.metadata.Distribution) -> list[Declara
         Declaration(name, version, group, key, value, requires, wrong or defect)
         for group, key, value, wrong in _parse(text)
     ]
+
+
+def _folder(distribution: importlib.metadata.Distribution) -> str:
+    """Name of the metadata folder, for want of a better one."""
+    return PurePath(str(getattr(distribution, "_path", "unknown"))).name
 
 
 def _parse(text: str) -> Iterator[tuple[str, str, str, str]]:
