@@ -19,9 +19,9 @@ from torch.autograd.function import once_differentiable
 
 Entropy = Literal["none", "value", "gradient"]
 
-_TILE_VOCABULARY = 4096
-# A tile should stay in the cache of a CPU core, and fill a GPU.
-_TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
+_TILE_VOCABULARY = 2048
+# Large enough to keep all cores busy between two calls, small enough for a CPU's shared cache.
+_TILE_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 27}
 # A finite start for the running maximum: differences with it never become NaN.
 _LOWEST = -1e30
 
@@ -80,7 +80,7 @@ class _Tiling:
     ) -> "_Tiling":
         tokens, rows = len(hidden_th), len(weight_vh)
         budget = tile_elements or _TILE_ELEMENTS[hidden_th.device.type]
-        if tokens * rows <= 4 * budget:
+        if tokens * rows <= budget:
             return cls(tokens, rows, first_id, max(tokens, 1), max(rows, 1))
         tile_rows = min(rows, _TILE_VOCABULARY, budget)
         return cls(tokens, rows, first_id, max(budget // tile_rows, 1), tile_rows)
