@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 
 demo: setup  ## train a tiny model with GRPO on this machine's CPU, then write its report
 	rm -rf $(DEMO)
-	$(BIN)/python -m rlcore_$(MODEL).demo $(DEMO)-data
+	$(BIN)/python -m rlcore_$(MODEL).demo $(DEMO)-data --seed $(SEED)
 	$(BIN)/rlcore sft $(MODEL)/tiny --run-dir $(DEMO)/sft --set seed=$(SEED)
 	$(BIN)/rlcore train $(MODEL)/tiny --run-dir $(DEMO)/grpo --set seed=$(SEED) --set model.checkpoint=$(DEMO)/sft/hf
 

@@ -42,7 +42,7 @@ CONFIG = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 32,
+    "head_dim": 16,
     "attention_bias": True,
     "partial_rotary_factor": 0.5,
     "rope_theta": 100.0,
