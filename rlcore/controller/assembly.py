@@ -27,6 +27,7 @@ def make_trainer(prepared: Prepared, optimizer: Optimizer, total_updates: int) -
         megatron=recipe.megatron,
         max_tokens_per_gpu=recipe.train.max_tokens_per_gpu,
         temperature=recipe.rollout.temperature,
+        log_probs_chunk=recipe.train.log_probs_chunk,
         reference=Path(recipe.algorithm.kl.reference) if recipe.algorithm.kl.reference else None,
     )
     trainer.prepare_optimizer(optimizer, total_updates)

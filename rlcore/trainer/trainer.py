@@ -104,20 +104,19 @@ class Trainer:
         """Make gradient buffers, optimizer and schedule, whose decay ends at `total_steps` unless set."""
         self._state = TrainingState(self.stages, self._config, settings, total_steps, self._megatron)
 
-    def log_probs(self, samples: Sequence[TrainSample]) -> list[np.ndarray]:
-        """Log-prob of each response token under the current weights, float32 [t] per sample, in order."""
+    def log_probs(self, samples: Sequence[TrainSample]) -> list[torch.Tensor]:
+        """Log-prob of each response token under the current weights: float32 [t] per sample, on the host."""
         _check(samples)
         batches = micro_batches(samples, self._max_tokens, self._device)
         with torch.no_grad():
             scored = self._run(batches, self._score_only, forward_only=True)
-        found: list[np.ndarray] = [np.empty(0, np.float32)] * len(samples)
+        found: dict[int, torch.Tensor] = {}
         for batch, log_probs_t in scored:
             parts = log_probs_t.cpu().split(batch.response_lengths)
-            for index, part in zip(batch.indices, parts, strict=True):
-                found[index] = part.numpy()
-        return found
+            found |= zip(batch.indices, parts, strict=True)
+        return [found[index] for index in range(len(samples))]
 
-    def reference_log_probs(self, samples: Sequence[TrainSample]) -> list[np.ndarray]:
+    def reference_log_probs(self, samples: Sequence[TrainSample]) -> list[torch.Tensor]:
         """`log_probs` under the reference policy, whose weights are read at the first call."""
         if self._reference is None:
             self._reference = self._read_reference()

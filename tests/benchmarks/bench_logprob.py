@@ -1,6 +1,6 @@
 """Log-probs in tiles against logits held whole: time and extra memory, forward and backward, float32.
 
-Usage: python tests/benchmarks/bench_logprob.py [--tokens 1024] [--hidden 512] [--vocabulary 151552] [--threads 2]
+Usage: python tests/benchmarks/bench_logprob.py [--tokens 4096] [--vocabulary 151552] [--threads 2]
 Prints JSON; a ratio below 1 is in favour of tiles. Each way runs in a process of its own.
 """
 
