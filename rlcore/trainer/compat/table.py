@@ -97,6 +97,8 @@ PATCHES: tuple[Patch, ...] = (
             "torch.cuda:manual_seed": device.manual_seed,
             "torch.cuda:get_rng_state": device.get_rng_state,
             "torch.cuda:set_rng_state": device.set_rng_state,
+            "torch.cuda.random:get_rng_state": device.get_rng_state,
+            "torch.cuda.random:set_rng_state": device.set_rng_state,
             "megatron.core.tensor_parallel.random:_set_cuda_rng_state": device.set_rng_state,
         },
     ),

@@ -1,0 +1,79 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlcore.models.attention import PackedAttention, PackedSequences
+
+
+def attention(query, key, value, lengths):
+    layer = object.__new__(PackedAttention)
+    torch.nn.Module.__init__(layer)
+    layer.softmax_scale = None
+    return layer(query, key, value, packed_seq_params=PackedSequences.of(lengths))
+
+
+def plain_attention(query_thd, key_tgd, value_tgd, lengths):
+    """The formula, one sequence and one head at a time."""
+    per_group = query_thd.shape[1] // key_tgd.shape[1]
+    out = []
+    for q, k, v in zip(*(x.split(lengths) for x in (query_thd, key_tgd, value_tgd)), strict=True):
+        future = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)
+        heads = []
+        for head in range(q.shape[1]):
+            scores = q[:, head] @ k[:, head // per_group].T * q.shape[-1] ** -0.5
+            heads.append(scores.masked_fill(future, -torch.inf).softmax(-1) @ v[:, head // per_group])
+        out.append(torch.cat(heads, -1))
+    return torch.cat(out)
+
+
+def random_qkv(tokens, heads, groups, width, value_width):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((heads, width), (groups, width), (groups, value_width))
+    return [torch.randn(tokens, *shape, generator=generator, requires_grad=True) for shape in shapes]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=5),
+    groups=st.integers(1, 3),
+    per_group=st.integers(1, 3),
+    value_width=st.sampled_from([4, 8]),
+)
+def test_output_and_gradients_are_those_of_the_formula(lengths, groups, per_group, value_width):
+    qkv = random_qkv(sum(lengths), groups * per_group, groups, 8, value_width)
+    ours, plain = attention(*qkv, lengths), plain_attention(*qkv, lengths)
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
+    for a, b in zip(
+        torch.autograd.grad((ours * weights).sum(), qkv),
+        torch.autograd.grad((plain * weights).sum(), qkv),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_sequences_of_like_length_share_a_call():
+    padding = PackedSequences.of([100, 3, 90, 20, 110, 31]).padding
+    assert padding.shapes == ((3, 31), (3, 110))
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=30))
+def test_padding_never_costs_more_than_half_beyond_short_sequences(lengths):
+    padding = PackedSequences.of(lengths).padding
+    assert padding.slots <= sum(max(32, 1.5 * length) for length in lengths)
+    assert len(set(padding.slot_t.tolist())) == sum(lengths)
+
+
+def test_positions_start_anew_in_each_sequence():
+    sequences = PackedSequences.of([3, 1, 2])
+    assert sequences.position_ids.tolist() == [[0, 1, 2, 0, 0, 1]]
+    assert sequences.cu_seqlens_q.tolist() == [0, 3, 4, 6]
+    assert sequences.max_seqlen_q == 3
+
+
+def test_context_parallelism_is_refused(megatron, build):
+    config = build().config
+    config.context_parallel_size = 2
+    with pytest.raises(ValueError, match="does not split sequences"):
+        PackedAttention(config, 1, None, "self")

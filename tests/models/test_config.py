@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from rlcore.config.schema import Parallel, Recompute
+from rlcore.errors import RlcoreError
+from rlcore.models.config import OWNED_FIELDS, transformer_config
+
+
+@pytest.fixture
+def configure(make_spec):
+    def make(overrides=None, **changes):
+        arguments = {"parallel": Parallel(), "dtype": torch.float32, "recompute": Recompute(), **changes}
+        return transformer_config(make_spec(), **arguments, megatron_overrides=overrides or {})
+
+    return make
+
+
+def test_architecture_comes_from_the_spec(configure):
+    config = configure()
+    assert (config.num_layers, config.hidden_size, config.num_query_groups) == (2, 32, 2)
+    assert config.activation_func is torch.nn.functional.silu
+
+
+def test_a_native_field_passes_through(configure):
+    assert configure({"attention_softmax_in_fp32": False}).attention_softmax_in_fp32 is False
+
+
+def test_tensor_parallelism_brings_sequence_parallelism(configure):
+    assert not configure().sequence_parallel
+    assert configure(parallel=Parallel(tp=2)).sequence_parallel
+
+
+def test_types_follow_from_the_dtype(configure):
+    config = configure(dtype=torch.bfloat16)
+    assert config.bf16
+    assert config.params_dtype == config.pipeline_dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("recompute", "expected"),
+    [
+        (Recompute(), (None, None)),
+        (Recompute(granularity="full", num_layers=2), ("full", "uniform")),
+        (Recompute(granularity="selective", modules=["core_attn"]), ("selective", None)),
+    ],
+)
+def test_recomputation_is_megatrons_own(configure, recompute, expected):
+    config = configure(recompute=recompute)
+    assert (config.recompute_granularity, config.recompute_method) == expected
+
+
+def test_every_field_that_is_not_the_users_is_refused_at_once(configure):
+    overrides = {
+        "tensor_model_parallel_size": 2,
+        "num_query_groups": 4,
+        "calculate_per_token_loss": False,
+        "bias_dropout_fusoin": True,
+    }
+    with pytest.raises(RlcoreError) as error:
+        configure(overrides)
+    assert [(problem.place, problem.remedy) for problem in error.value.problems] == [
+        ("megatron.tensor_model_parallel_size", "set parallel.tp instead"),
+        ("megatron.num_query_groups", "change it under model.overrides"),
+        ("megatron.calculate_per_token_loss", "remove it"),
+        ("megatron.bias_dropout_fusoin", "did you mean bias_dropout_fusion?"),
+    ]
+
+
+def test_every_owned_field_exists_in_megatron(configure):
+    config = configure()
+    assert [name for name in OWNED_FIELDS if not hasattr(config, name)] == []
