@@ -54,7 +54,10 @@ class Rollout:
 
 
 class Generator:
-    """Makes rollouts and evaluations with one engine, one scorer and one set of filters."""
+    """Makes rollouts and evaluations with one engine, one scorer and one set of filters.
+
+    `stop_token_ids` are the model's own; `max_context_tokens` bounds prompt and response together.
+    """
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Generator:
         *,
         stop_token_ids: Sequence[int],
         seed: int,
+        max_context_tokens: int | None = None,
         filters: Sequence[SamplingFilter] = (),
     ) -> None:
         self._engine = engine
@@ -76,7 +80,7 @@ class Generator:
             tokenizer,
             stop_token_ids=stop_token_ids,
             seed=seed,
-            max_context_tokens=settings.max_context_tokens,
+            max_context_tokens=max_context_tokens,
             mask_offpolicy=settings.mask_offpolicy,
         )
 

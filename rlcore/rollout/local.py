@@ -21,6 +21,7 @@ from rlcore.errors import fail
 from rlcore.rollout.engine import Delta, FinishReason, Health, PauseMode, Request
 from rlcore.rollout.local_batch import Batch, Row
 from rlcore.rollout.local_cache import ATTENTION
+from rlcore.rollout.local_linear import pack_linears
 from rlcore.rollout.local_weights import StagedUpdate, hub_tensors
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class LocalEngine:
             {"deterministic", "sleep", "pause_in_place"} | ({"stop_strings"} if tokenizer else set())
         )
         self._model = model
+        self._packed = pack_linears(model)
         self._tokenizer = tokenizer
         self._batch = Batch(model, concurrency)
         self._tickets: dict[str, Ticket] = {}
@@ -145,6 +147,8 @@ class LocalEngine:
         yield update
         self._collect()
         update.commit()
+        for layer in self._packed:
+            layer.pack()
         self._batch.forget_prefixes()
         self._version = version
 

@@ -73,7 +73,7 @@ class Never:
 def make(engine):
     """Makes a generator of 3 groups of 2 responses, each up to 24 tokens."""
 
-    def make(scorer=None, filters=(), engine=engine, **settings):
+    def make(scorer=None, filters=(), engine=engine, max_context_tokens=None, **settings):
         wanted = {"prompts_per_step": 3, "samples_per_prompt": 2, "max_response_tokens": 24, **settings}
         return Generator(
             engine,
@@ -82,6 +82,7 @@ def make(engine):
             Settings(**wanted),
             stop_token_ids=(END, *range(0, 256, 16)),
             seed=11,
+            max_context_tokens=max_context_tokens,
             filters=filters,
         )
 
