@@ -20,8 +20,13 @@ from rlcore.config.schema import Optimizer
 from rlcore.errors import Problem, fail, raise_if_any
 from rlcore.models.forward import PolicyModel
 
-# Gradients of micro-batches add up in float32, whatever the model computes in.
-_DDP_FIELDS: Mapping[str, Any] = {"grad_reduce_in_fp32": True, "use_distributed_optimizer": True}
+# Gradients of micro-batches add up in float32, whatever the model computes in. Weights are whole when a step
+# ends: gathered later, they would be exported stale.
+_DDP_FIELDS: Mapping[str, Any] = {
+    "grad_reduce_in_fp32": True,
+    "use_distributed_optimizer": True,
+    "overlap_param_gather": False,
+}
 
 
 class TrainingState:
@@ -47,6 +52,10 @@ class TrainingState:
         )
         self.stages = [DistributedDataParallel(config, ddp_config, stage) for stage in stages]
         config.finalize_model_grads_func = _finalize
+        if ddp_config.overlap_grad_reduce:
+            # Only the last micro-batch may send gradients on their way.
+            no_sync = [stage.no_sync for stage in self.stages]
+            config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         self.optimizer: ChainedOptimizer = get_megatron_optimizer(
             OptimizerConfig(**fields, **_known(OptimizerConfig, megatron)),
             self.stages,

@@ -261,3 +261,13 @@ def test_megatron_fields_reach_its_optimizer_but_not_those_of_the_recipe(make_tr
         trainer.prepare_optimizer(Optimizer(cpu_offload=True), total_steps=3)
     places = [problem.place for problem in error.value.problems]
     assert places == ["optimizer.cpu_offload", "megatron.adam_beta1", "megatron.lr"]
+
+
+def test_sending_gradients_early_changes_nothing(make_trainer, make_samples):
+    samples = make_samples(LENGTHS)
+    found = []
+    for megatron in ({}, {"overlap_grad_reduce": True}):
+        trainer = make_trainer(megatron=megatron, max_tokens_per_gpu=33)
+        trainer.prepare_optimizer(OPTIMIZER, total_steps=3)
+        found.append([trainer.train_step(samples, policy()) for _ in range(2)])
+    assert found[0] == found[1]

@@ -1,0 +1,40 @@
+import torch
+
+from rlcore.data.train_sample import TrainSample
+from rlcore.trainer.batch import micro_batches
+
+CPU = torch.device("cpu")
+SAMPLES = [
+    TrainSample(name="a", tokens=[1, 2, 3], prompt_length=2, loss_mask=[1], advantages=[0.5]),
+    TrainSample(name="b", tokens=[4, 5, 6, 7], prompt_length=1, loss_mask=[1, 0, 1], advantages=[1, 2, 3]),
+]
+
+
+def test_each_response_token_is_predicted_from_the_place_before_it():
+    (batch,) = micro_batches(SAMPLES, 100, CPU)
+    assert batch.indices == (1, 0)
+    assert batch.tokens_s.tolist() == [4, 5, 6, 7, 1, 2, 3]
+    assert batch.predict_t.tolist() == [0, 1, 2, 5]
+    assert batch.targets_t.tolist() == [5, 6, 7, 3]
+    assert batch.sample_t.tolist() == [0, 0, 0, 1]
+    assert batch.advantages_t.tolist() == [1, 2, 3, 0.5]
+    assert batch.loss_mask_t.tolist() == [1, 0, 1, 1]
+
+
+def test_positions_start_anew_with_each_sample():
+    (batch,) = micro_batches(SAMPLES, 100, CPU)
+    assert batch.sequences.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
+    assert batch.sequences.max_seqlen_q == 4
+
+
+def test_weights_follow_their_samples():
+    weights = [torch.tensor([0.5]), torch.tensor([0.1, 0.0, 0.4])]
+    first, second = micro_batches(SAMPLES, 4, CPU, weights)
+    assert first.weight_t.tolist() == weights[1].tolist()
+    assert second.weight_t.tolist() == weights[0].tolist()
+
+
+def test_a_field_that_some_samples_lack_is_absent():
+    lacking = TrainSample(name="c", tokens=[1, 2], prompt_length=1, loss_mask=[1])
+    (batch,) = micro_batches([*SAMPLES, lacking], 100, CPU)
+    assert batch.advantages_t is None
