@@ -86,5 +86,6 @@ def open_session(
         try:
             yield session
         finally:
-            if not session.mid_step:
+            # Before the first step there is nothing that a new start would not make again.
+            if session.done > state.step and not session.mid_step:
                 session.save()
