@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcore.cli.output import print_json, print_problems
-from rlcore.errors import Problem
+from rlcore.errors import Problem, fail
 from rlcore.models.hf_config import read_hf_config
 from rlcore.registry import Catalog
 
@@ -122,7 +122,10 @@ def _announced_type(spec: "ModelSpec") -> "torch.dtype":
     import torch
 
     name = spec.hf_config.get("dtype") or spec.hf_config.get("torch_dtype") or "float32"
-    return getattr(torch, str(name))
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype):
+        raise fail("config.json", f"dtype {name!r} is no type of torch", "bfloat16 or float32")
+    return dtype
 
 
 def _print(findings: Findings) -> None:

@@ -44,6 +44,11 @@ def rewrite(folder, change):
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+def edit(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 def test_a_sound_checkpoint_has_parity(verify, sound):
     code, out, err = verify(sound, "--parity", "--json")
     found = json.loads(out)
@@ -108,6 +113,9 @@ def test_weights_of_another_order_fail_parity(verify, checkpoint, monkeypatch):
         (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
         (lambda folder: (folder / "config.json").write_text("{}"), "names no model_type"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "gml4"}'), "did you mean"),
+        (lambda folder: edit(folder, dtype="float99"), "dtype 'float99' is no type of torch"),
+        (lambda folder: edit(folder, hidden_size="wide"), "hidden_size must be a whole number, not 'wide'"),
+        (lambda folder: edit(folder, rms_norm_eps=None), "rms_norm_eps must be a number, not None"),
         (lambda folder: (folder / "model.safetensors").unlink(), "holds no *.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"123"), "truncated or damaged"),
     ],

@@ -4,11 +4,11 @@ Grouped-query attention with optional q, k, v biases, half of each head rotated 
 MLP, and four norms a layer. Facts: the published config.json files and transformers' modeling_glm4.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlcore.errors import Problem, raise_if_any
+from rlcore.errors import Problem, fail, raise_if_any
 from rlcore.models.arithmetic import (
     attention_parameters,
     causal_attention_flops,
@@ -21,14 +21,13 @@ if TYPE_CHECKING:
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-_REQUIRED = (
+_SIZES = (
     "hidden_size",
     "intermediate_size",
     "max_position_embeddings",
     "num_attention_heads",
     "num_hidden_layers",
     "num_key_value_heads",
-    "rms_norm_eps",
     "vocab_size",
 )
 
@@ -52,8 +51,7 @@ class Shape:
 
         Raises RlcoreError for every key that is absent or contradicts another.
         """
-        place = "config.json"
-        raise_if_any(Problem(place, f"lacks {key}") for key in _REQUIRED if key not in hf_config)
+        raise_if_any(_type_problems(hf_config))
         heads, groups = hf_config["num_attention_heads"], hf_config["num_key_value_heads"]
         shape = cls(
             hidden=hf_config["hidden_size"],
@@ -67,7 +65,7 @@ class Shape:
         )
         if heads % groups:
             problem = f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
-            raise_if_any([Problem(place, problem)])
+            raise fail("config.json", problem)
         return shape
 
     @property
@@ -121,6 +119,16 @@ def glm4_spec(hf_config: Mapping[str, Any]) -> ModelSpec:
     )
 
 
+def _type_problems(hf_config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Keys that are absent or hold no number."""
+    for keys, kind, words in (_SIZES, int, "a whole number"), (("rms_norm_eps",), (int, float), "a number"):
+        for key in keys:
+            if key not in hf_config:
+                yield Problem("config.json", f"lacks {key}")
+            elif not isinstance(hf_config[key], kind):
+                yield Problem("config.json", f"{key} must be {words}, not {hf_config[key]!r}")
+
+
 def _rope(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     """Read rope settings from where transformers 4 (top level) or 5 (rope_parameters) writes them."""
     given = {**hf_config, **(hf_config.get("rope_parameters") or {})}
@@ -128,7 +136,7 @@ def _rope(hf_config: Mapping[str, Any]) -> dict[str, Any]:
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind != "default":
         problem = f"rope type {kind!r} is not supported"
-        raise_if_any([Problem("config.json", problem, "model.overrides: {rope_scaling: null}")])
+        raise fail("config.json", problem, "model.overrides: {rope_scaling: null}")
     return {
         "rope_theta": given.get("rope_theta", 10000.0),
         "partial_rotary_factor": given.get("partial_rotary_factor", 0.5),
