@@ -91,5 +91,3 @@ def _training(recipe: Recipe) -> Iterator[Unbuilt]:
     )
     yield Unbuilt("recompute.loss", recipe.recompute.loss, "recomputing the loss", "loss: false")
     yield Unbuilt("train.pad_multiple", train.pad_multiple > 1, "padding of micro-batches", "pad_multiple: 1")
-    chunk = train.log_probs_chunk is not None
-    yield Unbuilt("train.log_probs_chunk", chunk, "a chunk size for log-probs", "leave it out")

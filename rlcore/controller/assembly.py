@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from rlcore.config.schema import Optimizer
 from rlcore.controller.preparation import Prepared
 from rlcore.protocols import SamplingFilter
@@ -13,9 +15,13 @@ from rlcore.trainer.setup import initialize
 from rlcore.trainer.trainer import Trainer
 
 
-def make_trainer(prepared: Prepared, optimizer: Optimizer, total_updates: int) -> Trainer:
+def make_trainer(
+    prepared: Prepared, optimizer: Optimizer, total_updates: int, *, temperature: float
+) -> Trainer:
     """Load the policy into Megatron, ready to train. Raises RlcoreError for weights that cannot be used."""
     recipe = prepared.recipe
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
     initialize(recipe.parallel, recipe.seed)
     trainer = Trainer(
         prepared.model.spec,
@@ -26,7 +32,7 @@ def make_trainer(prepared: Prepared, optimizer: Optimizer, total_updates: int) -
         recompute=recipe.recompute,
         megatron=recipe.megatron,
         max_tokens_per_gpu=recipe.train.max_tokens_per_gpu,
-        temperature=recipe.rollout.temperature,
+        temperature=temperature,
         log_probs_chunk=recipe.train.log_probs_chunk,
         reference=Path(recipe.algorithm.kl.reference) if recipe.algorithm.kl.reference else None,
     )

@@ -1,11 +1,9 @@
 """Everything about a run that can be wrong is found out here, before a folder is made or a process started."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rlcore.config.checkpoint import read_architecture
 from rlcore.config.checks import check
 from rlcore.config.load import LoadedRecipe
 from rlcore.config.schema import Dataset, Recipe
@@ -16,6 +14,7 @@ from rlcore.data.chat import Prompt, tokenize_prompts
 from rlcore.data.datasets import load_rows
 from rlcore.data.tokenizer import load_tokenizer, stop_token_ids
 from rlcore.errors import Problem, RlcoreError, fail, raise_if_any
+from rlcore.layout.model import place_model
 from rlcore.registry import Catalog
 
 if TYPE_CHECKING:
@@ -46,17 +45,17 @@ def prepare(loaded: LoadedRecipe, command: str) -> Prepared:
     """Check a recipe for `command` ("train", "sft" or "eval"); raises RlcoreError with every problem found."""
     recipe = loaded.recipe
     catalog = Catalog.installed(recipe.plugins.deny, recipe.plugins.require)
-    raise_if_any([*check(loaded, catalog), *unbuilt(loaded), *_missing_sections(recipe, command)])
+    raise_if_any([*check(loaded, catalog), *unbuilt(loaded), *_missing_section(recipe, command)])
     checkpoint = _checkpoint_folder(recipe)
-    architecture = read_architecture(recipe.model.checkpoint, recipe.model.overrides, catalog)
+    spec = place_model(recipe, catalog).spec
     return Prepared(
         loaded,
         catalog,
         checkpoint,
-        select_model(catalog, recipe, architecture.hf_config),
+        select_model(catalog, recipe, spec),
         load_tokenizer(checkpoint),
         stop_token_ids(checkpoint),
-        recipe.rollout.max_context_tokens or int(architecture.hf_config["max_position_embeddings"]),
+        recipe.rollout.max_context_tokens or int(spec.hf_config["max_position_embeddings"]),
     )
 
 
@@ -89,28 +88,15 @@ def evaluation_sets(prepared: Prepared) -> list[EvaluationSet]:
     return sets
 
 
-def _missing_sections(recipe: Recipe, command: str) -> list[Problem]:
-    """What the command cannot do without."""
-    needs: dict[str, Sequence[tuple[str, Any, str]]] = {
-        "train": [
-            ("data", recipe.data, "data: {path: prompts.jsonl}"),
-            (
-                "rewards",
-                recipe.rewards,
-                "rewards: [NAME]; rlcore list-plugins --kind reward shows the installed",
-            ),
-            ("train.steps", recipe.train.steps or recipe.train.epochs, "train: {steps: 100}"),
-        ],
-        "sft": [("sft", recipe.sft, "sft: {data: {path: answers.jsonl}}")],
-        "eval": [
-            ("eval.datasets", recipe.eval.datasets, "eval: {datasets: [{name: NAME, path: problems.jsonl}]}")
-        ],
+def _missing_section(recipe: Recipe, command: str) -> list[Problem]:
+    """The section that this command works on, if the recipe lacks it."""
+    needs = {
+        "train": ("data", recipe.data, "data: {path: prompts.jsonl}"),
+        "sft": ("sft", recipe.sft, "sft: {data: {path: answers.jsonl}}"),
+        "eval": ("eval.datasets", recipe.eval.datasets, "datasets: [{name: NAME, path: problems.jsonl}]"),
     }
-    return [
-        Problem(key, f"rlcore {command} needs this key", remedy)
-        for key, value, remedy in needs[command]
-        if not value
-    ]
+    key, section, remedy = needs[command]
+    return [] if section else [Problem(key, f"rlcore {command} needs this section", remedy)]
 
 
 def _checkpoint_folder(recipe: Recipe) -> Path:

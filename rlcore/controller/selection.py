@@ -1,6 +1,5 @@
 """The plugins that a recipe names, loaded and made: the only place where names become objects."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +22,12 @@ class ModelPlugins:
     plugins: tuple[Plugin, ...]
 
 
-def select_model(catalog: Catalog, recipe: Recipe, hf_config: Mapping[str, Any]) -> ModelPlugins:
-    """Make spec and bridge for a checkpoint's config.json (overrides already applied)."""
-    name = recipe.model.plugin or str(hf_config["model_type"])
-    spec_plugin = catalog.load("model_spec", name, "model.plugin")
-    bridge_plugin = catalog.load("weight_bridge", name, "model.plugin")
-    spec = spec_plugin.create(hf_config)
-    return ModelPlugins(spec, bridge_plugin.create(spec), (spec_plugin, bridge_plugin))
+def select_model(catalog: Catalog, recipe: Recipe, spec: "ModelSpec") -> ModelPlugins:
+    """Make the bridge of a model whose spec is known, and name every plugin that describes it."""
+    name = recipe.model.plugin or spec.model_type
+    kinds = ("model_spec", "weight_bridge", "layout_validator")
+    plugins = {kind: catalog.load(kind, name, "model.plugin") for kind in kinds}
+    return ModelPlugins(spec, plugins["weight_bridge"].create(spec), tuple(plugins.values()))
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,9 @@ def train(materials: Materials, place: RunPlace, quiet: bool = False) -> None:
 async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
     prepared, recipe = materials.prepared, materials.prepared.recipe
     async with _scorers(materials, place) as (scorer, judge):
-        trainer = make_trainer(prepared, recipe.optimizer, materials.total_updates)
+        trainer = make_trainer(
+            prepared, recipe.optimizer, materials.total_updates, temperature=recipe.rollout.temperature
+        )
         engine = make_engine(prepared)
         source = PromptSource(
             materials.prompts,

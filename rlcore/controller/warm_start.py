@@ -46,7 +46,7 @@ def imitate(lessons: Lessons, place: RunPlace, quiet: bool = False) -> None:
 
 async def _imitate(lessons: Lessons, place: RunPlace, quiet: bool) -> None:
     prepared, sft = lessons.prepared, lessons.sft
-    trainer = make_trainer(prepared, sft.optimizer, sft.steps)
+    trainer = make_trainer(prepared, sft.optimizer, sft.steps, temperature=1.0)
     folder = start(prepared.loaded, prepared.model.plugins, place)
     state = restore(folder, place, RunState(0, {}), trainer.load)
     with open_session(prepared.recipe, folder, sft.steps, state, trainer.save, quiet=quiet) as session:
