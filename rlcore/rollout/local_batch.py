@@ -6,7 +6,7 @@ sees a row when it enters and when it leaves. Queueing, requests and weights are
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,11 +84,10 @@ class Slots:
 
     def head(self, rows: int) -> "Slots":
         """Views of the first rows."""
-        return Slots(*(getattr(self, item.name)[:rows] for item in fields(self)))
+        return Slots(*(numbers[:rows] for numbers in vars(self).values()))
 
     def move(self, source: int, target: int) -> None:
-        for item in fields(self):
-            numbers = getattr(self, item.name)
+        for numbers in vars(self).values():
             numbers[target] = numbers[source]
 
     def widen(self, name: str, width: int, fill: int = 0) -> None:

@@ -112,6 +112,7 @@ def continuous_batching(model: PreTrainedModel) -> Callable[[Work], None]:
         page_size=32,
         num_blocks=512,
         max_batch_tokens=2048,
+        max_requests_per_batch=CONCURRENCY,
         return_logprobs=True,
         use_cuda_graph=False,
         use_async_batching=False,
