@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from rlcore.bridge.export import save_hf
 from rlcore.config.rules import batch_size, samples_per_rollout
 from rlcore.controller.assembly import make_engine, make_generator, make_trainer
 from rlcore.controller.checkpoints import RunState
 from rlcore.controller.evaluation import EvaluationSet
 from rlcore.controller.grpo import Actors, Grpo
+from rlcore.controller.model_folder import save_model
 from rlcore.controller.preparation import Prepared, evaluation_sets, load_prompts
 from rlcore.controller.run_start import RunPlace, restore, start
 from rlcore.controller.selection import AlgorithmPlugins, select_algorithm
@@ -87,7 +87,7 @@ async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
         with open_session(recipe, folder, total, state, trainer.save, quiet=quiet) as session:
             await Grpo(recipe, actors, materials.algorithm, materials.evaluations, session).run(total)
         if recipe.checkpoints.hf:
-            save_hf(trainer.stages, prepared.model.bridge, folder.path / "hf", source=prepared.checkpoint)
+            save_model(trainer, prepared, folder.path / "hf")
 
 
 @asynccontextmanager

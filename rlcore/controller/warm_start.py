@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlcore.bridge.export import save_hf
 from rlcore.config.schema import SFT
 from rlcore.controller.assembly import make_trainer
 from rlcore.controller.checkpoints import RunState
+from rlcore.controller.model_folder import save_model
 from rlcore.controller.preparation import Prepared
 from rlcore.controller.run_start import RunPlace, restore, start
 from rlcore.controller.session import Session, open_session
@@ -53,7 +53,7 @@ async def _imitate(lessons: Lessons, place: RunPlace, quiet: bool) -> None:
         while session.done < sft.steps and not session.source.get("learnt"):
             _step(lessons, trainer, session)
             await asyncio.sleep(0)
-    save_hf(trainer.stages, prepared.model.bridge, folder.path / "hf", source=prepared.checkpoint)
+    save_model(trainer, prepared, folder.path / "hf")
 
 
 def _step(lessons: Lessons, trainer: Trainer, session: Session) -> None:

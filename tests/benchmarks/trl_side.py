@@ -1,6 +1,6 @@
 """The TRL half of bench_grpo_iteration.py: runs in an environment that holds trl, prints JSON.
 
-Usage: python trl_side.py SPEC.json, with the checkpoint folder, prompts, response lengths and threads in SPEC.json.
+Usage: python trl_side.py SPEC.json, with checkpoint folder, prompts, response lengths and threads in SPEC.json.
 """
 
 import json

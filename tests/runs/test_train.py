@@ -50,7 +50,7 @@ def test_another_seed_gives_other_metrics(world):
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(world):
     world.train("whole", "train.steps=4")
-    world.train("parts", "train.steps=2", "checkpoints.hf=false")
+    world.train("parts", "train.steps=2")
     assert world.train("parts", "train.steps=4", flags=["--resume"]) == 0
     assert world.rows("parts") == world.rows("whole")
     whole, parts = weights(world.folder / "whole"), weights(world.folder / "parts")
