@@ -5,7 +5,7 @@
 Same weights, prompts, reward, threads and token counts on both sides, fp32, KL off, one optimizer step a
 rollout, 16 prompts x 8 samples. Both sides are made to end each response at a given length, which rlcore's
 scheduler does not know. TRL runs in an environment of its own (made in .venv-trl unless one is given). Rounds
-alternate; printed is JSON with real completion tokens per second of the best iteration of each, and their ratio.
+alternate; printed is JSON with completion tokens per second of the best iteration of each, and their ratio.
 """
 
 import argparse
