@@ -21,10 +21,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 	touch $@
 
 demo: setup  ## train a tiny model with GRPO on this machine's CPU, then write its report
-	rm -rf $(DEMO)
+	rm -rf $(DEMO) $(DEMO)-data $(DEMO)-sft
 	$(BIN)/python -m rlcore_$(MODEL).demo $(DEMO)-data --seed $(SEED)
-	$(BIN)/rlcore sft $(MODEL)/tiny --run-dir $(DEMO)/sft --set seed=$(SEED)
-	$(BIN)/rlcore train $(MODEL)/tiny --run-dir $(DEMO)/grpo --set seed=$(SEED) --set model.checkpoint=$(DEMO)/sft/hf
+	$(BIN)/rlcore sft $(MODEL)/tiny --run-dir $(DEMO)-sft --set seed=$(SEED)
+	$(BIN)/rlcore train $(MODEL)/tiny --run-dir $(DEMO) --set seed=$(SEED) --set model.checkpoint=$(DEMO)-sft/hf
 
 test: setup  ## the whole test suite
 	$(BIN)/python -m pytest -n 2

@@ -35,5 +35,19 @@ def run(args: argparse.Namespace) -> int:
         parent = materials.prepared.checkpoint.parent
         warm_start = parent if RunPaths(parent).is_run() else None
         write_summary(place.path, materials.prepared.model.spec.model_type, warm_start=warm_start)
+        _print_results(place.path)
         print(f"report: {write_report(place.path)}")
     return status
+
+
+def _print_results(run: Path) -> None:
+    """pass@1 of every evaluation set, before and after."""
+    from rlcore.telemetry.metrics import evaluation_names, read_metrics
+    from rlcore.telemetry.run_folder import RunPaths
+    from rlcore.telemetry.summary import pass_at_1
+    from rlcore.telemetry.units import percent
+
+    rows = read_metrics(RunPaths(run).metrics)
+    for name in evaluation_names(rows):
+        before, after = pass_at_1(rows, name)
+        print(f"{name}: pass@1 {percent(before)} before, {percent(after)} after")
