@@ -4,14 +4,14 @@ import argparse
 import json
 from pathlib import Path
 
-from rlcore.cli.running import add_overrides, quiet_libraries
+from rlcore.cli.arguments import add_recipe, named_recipe
+from rlcore.cli.running import quiet_libraries
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: rlcore eval RECIPE --checkpoint runs/first/hf --json"
-    parser.add_argument("recipe", help="a recipe file, or the name of a shipped one (rlcore recipes)")
+    add_recipe(parser)
     parser.add_argument("--checkpoint", metavar="FOLDER", help="evaluate this model instead of the recipe's")
-    add_overrides(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("runs/eval"), help="folder for samples (default: %(default)s)"
     )
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from rlcore.config.load import read_recipe
 
     checkpoint = [f"model.checkpoint={json.dumps(args.checkpoint)}"] if args.checkpoint else []
-    loaded = read_recipe(args.recipe, [*args.overrides, *checkpoint])
+    loaded = read_recipe(named_recipe(args), [*args.overrides, *checkpoint])
     quiet_libraries()
     from rlcore.controller.evaluate import evaluate
     from rlcore.controller.preparation import evaluation_sets, prepare

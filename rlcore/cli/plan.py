@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from rlcore.cli.arguments import add_recipe, named_recipe
 from rlcore.cli.output import print_json, print_problems, table
-from rlcore.errors import Problem, RlcoreError, fail
+from rlcore.errors import Problem, RlcoreError
 
 if TYPE_CHECKING:
     from rlcore.config.load import LoadedRecipe
@@ -18,28 +19,17 @@ Facts = list[tuple[str, str]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: rlcore plan RECIPE --set rollout.samples_per_prompt=16"
-    parser.add_argument(
-        "recipe", nargs="?", help="a recipe file, or the name of a shipped one (rlcore recipes)"
-    )
+    add_recipe(parser)
     parser.add_argument("--json", action="store_true", help="print one record, defaults included")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a value of the recipe, such as --set train.steps=20; may be given often",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
     from rlcore.config.load import read_recipe
     from rlcore.registry import Catalog
 
-    if not args.recipe:
-        raise fail("RECIPE", "no recipe was given", f"one of {', '.join(_shipped())}, or a file")
+    recipe = named_recipe(args)
     try:
-        loaded = read_recipe(args.recipe, args.overrides)
+        loaded = read_recipe(recipe, args.overrides)
     except RlcoreError as error:
         if not args.json:
             raise
@@ -47,13 +37,6 @@ def run(args: argparse.Namespace) -> int:
         return 1
     rules = loaded.recipe.plugins
     return _report(loaded, Catalog.installed(rules.deny, rules.require), args.json)
-
-
-def _shipped() -> list[str]:
-    from rlcore.registry import Catalog
-    from rlcore.registry.resources import recipes
-
-    return [recipe.name for recipe in recipes(Catalog.installed())]
 
 
 def _report(loaded: "LoadedRecipe", catalog: "Catalog", as_json: bool) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlcore.cli.arguments import add_recipe, named_recipe
 from rlcore.errors import RlcoreError, fail
 
 if TYPE_CHECKING:
@@ -16,10 +17,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of a command that makes a run."""
-    parser.add_argument(
-        "recipe", nargs="?", help="a recipe file, or the name of a shipped one (rlcore recipes)"
-    )
-    add_overrides(parser)
+    add_recipe(parser)
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in --run-dir; needs no RECIPE"
@@ -29,18 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, start nothing, write nothing")
     parser.add_argument("--quiet", action="store_true", help="print warnings and results only")
-
-
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Declare `--set`."""
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a value of the recipe, such as --set train.steps=20; may be given often",
-    )
 
 
 def quiet_libraries() -> None:
@@ -58,10 +44,8 @@ def load(args: argparse.Namespace) -> "LoadedRecipe":
     """The recipe that the arguments name; a resumed run has its own."""
     from rlcore.config.load import read_recipe
 
-    if args.recipe:
-        return read_recipe(args.recipe, args.overrides)
-    if not (args.resume and args.run_dir):
-        raise fail("RECIPE", "no recipe was given", "rlcore recipes lists those that are shipped")
+    if args.recipe or not (args.resume and args.run_dir):
+        return read_recipe(named_recipe(args), args.overrides)
     written = args.run_dir / "config.resolved.yaml"
     if not written.is_file():
         raise fail(str(args.run_dir), "holds no run to resume", "give the recipe and drop --resume")

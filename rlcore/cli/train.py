@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from rlcore.cli import running
+from rlcore.errors import fail
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.cluster != "local":
+        raise fail(f"--cluster {args.cluster}", "a cluster is not built yet", "--cluster local")
     loaded = running.load(args)
     running.quiet_libraries()
     from rlcore.controller.preparation import prepare
