@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from rlcore_glm4.demo import CONFIG
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = ("glm4", "rewards")
@@ -59,20 +60,29 @@ def test_the_base_install_lists_and_teaches(empty_environment, args):
     assert result.stdout
 
 
-def test_a_missing_extra_is_named_with_the_command_that_adds_it(empty_environment, tmp_path):
-    config = tmp_path / "config.json"
-    config.write_text('{"model_type": "any"}')
-    result = run(empty_environment, "verify", str(tmp_path))
+@pytest.fixture
+def installed(empty_environment, wheels, tmp_path):
+    """Install a plugin's wheel alone into a folder for PYTHONPATH."""
+
+    def install(name):
+        pip = [empty_environment / "pip", "install", "--quiet", "--no-deps", "--target", tmp_path]
+        subprocess.run([*pip, wheels[f"rlcore-{name}"]], check=True, capture_output=True)
+        return str(tmp_path)
+
+    return install
+
+
+def test_a_missing_extra_is_named_with_the_command_that_adds_it(empty_environment, installed, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    result = run(empty_environment, "verify", str(tmp_path), PYTHONPATH=installed("glm4"))
     assert result.returncode == 1
     assert "pip install 'rlcore[train]'" in result.stderr
     assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("name", PLUGINS)
-def test_a_plugin_wheel_installs_without_the_others(empty_environment, wheels, tmp_path, name):
-    pip = [empty_environment / "pip", "install", "--quiet", "--no-deps", "--target", tmp_path]
-    subprocess.run([*pip, wheels[f"rlcore-{name}"]], check=True, capture_output=True)
-    listed = json.loads(run(empty_environment, "list-plugins", "--json", PYTHONPATH=str(tmp_path)).stdout)
+def test_a_plugin_wheel_installs_without_the_others(empty_environment, installed, name):
+    listed = json.loads(run(empty_environment, "list-plugins", "--json", PYTHONPATH=installed(name)).stdout)
     assert {plugin["dist"] for plugin in listed} == {"rlcore", f"rlcore-{name}"}
 
 
