@@ -26,8 +26,9 @@ demo: setup  ## train a tiny model with GRPO on this machine's CPU, then write i
 	$(BIN)/rlcore sft $(MODEL)/tiny --run-dir $(DEMO)-sft --set seed=$(SEED)
 	$(BIN)/rlcore train $(MODEL)/tiny --run-dir $(DEMO) --set seed=$(SEED) --set model.checkpoint=$(DEMO)-sft/hf
 
+# Two workers on two cores: more threads inside each would only wait for one another.
 test: setup  ## the whole test suite
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
 
 lint: setup  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
