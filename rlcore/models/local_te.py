@@ -7,7 +7,6 @@ weight transport are one code path whether TransformerEngine is installed or not
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.models.backends import BackendSpecProvider
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLPSubmodules
@@ -16,6 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from rlcore.models.attention import PackedAttention
+from rlcore.models.rms_norm import rms_norm
 
 
 class LocalNorm(nn.Module):
@@ -31,7 +31,7 @@ class LocalNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis of x [..., h]."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class ReplicatedLinear(nn.Linear):
@@ -59,8 +59,7 @@ class NormColumnParallelLinear(ColumnParallelLinear):
         self.layer_norm_weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        weight = self.layer_norm_weight
-        return super().forward(F.rms_norm(input_, weight.shape, weight, self.eps), *args, **kwargs)
+        return super().forward(rms_norm(input_, self.layer_norm_weight, self.eps), *args, **kwargs)
 
 
 class LocalSpecProvider(BackendSpecProvider):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rlcore.models import local_te
+from rlcore.models.rotary import rotate_packed
 from rlcore.trainer.compat import device, transformer_engine
 from rlcore.trainer.compat.adam import Adam
 
@@ -128,6 +129,10 @@ PATCHES: tuple[Patch, ...] = (
     *_without_cuda(
         "modules imported later must not compile their small functions either",
         {"megatron.core.jit:jit_fuser": importlib.import_module("megatron.core.jit").noop_decorator},
+    ),
+    *_without_cuda(
+        "without a fused kernel, Megatron's rotation of packed sequences makes a dozen passes over queries and keys",
+        {"megatron.core.models.common.embeddings.rope_utils:_apply_rotary_pos_emb_thd": rotate_packed},
     ),
     *_without_cuda(
         "the all-to-all dispatcher needs split sizes as numbers, and gets them only from a CUDA tensor",
