@@ -39,7 +39,7 @@ CURVES: dict[str, dict[str, Any]] = {
     "tokens/per_second": {"title": "Throughput", "note": "tokens per second"},
 }
 SHOWN_ELSEWHERE = re.compile(
-    r"attempt$|step$|time$|time/|eval/.*/pass@|filter/drop/|logprob_gap/|reward/.*/mean$"
+    r"attempt$|step$|time$|time/|eval/.*/pass@|rollout/groups_dropped/|logprob_gap/|reward/.*/mean$"
 )
 # Environment variables of the recipe's cluster section may hold credentials; a page is made to be shared.
 SECRET = re.compile(r"^(\s*[\"']?[A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|KEY)[A-Z0-9_]*[\"']?\s*:).*$", re.MULTILINE)
@@ -279,7 +279,7 @@ def _latest_samples(record: Record) -> list[dict[str, Any]]:
 
 def _drops(record: Record) -> list[Fact]:
     """How many groups each filter left out, over the whole run."""
-    prefix = "filter/drop/"
+    prefix = "rollout/groups_dropped/"
     counts = {name.removeprefix(prefix): sum(values(record.rows, name)) for name in record.names(prefix)}
     return [Fact(reason, f"{count:g}") for reason, count in sorted(counts.items(), key=lambda item: -item[1])]
 

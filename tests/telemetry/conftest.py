@@ -39,7 +39,12 @@ def finished_run(tmp_path):
         for step in (1, 2):
             row = {"reward/mean": 0.5, "reward/sums/mean": 0.5, "reward/format/mean": 0.9, "kl": float("nan")}
             row |= {"tokens/generated": 100, "logprob_gap/max": step * 1e-6, "memory/peak_rss_gb": 1.5}
-            row |= {"filter/drop/zero_std": 2, "time/rollout": 3.0, "time/other": 1.0, "time/step": 4.0}
+            row |= {
+                "rollout/groups_dropped/zero_std": 2,
+                "time/rollout": 3.0,
+                "time/other": 1.0,
+                "time/step": 4.0,
+            }
             run.metrics.append(step, row)
         _evaluate(run, 2, [1, 1, 1, 1])
         write_samples(run.paths.rollouts, TRAINING, 2, [_sample(9, 1)])

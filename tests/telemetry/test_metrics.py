@@ -19,12 +19,12 @@ def test_rows_come_back_in_the_order_of_steps(tmp_path):
 
 def test_a_step_done_again_shows_only_its_last_attempt(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    log(path, 1, (1, {"loss": 3.0}), (2, {"loss": 2.0, "filter/drop/short": 4}))
+    log(path, 1, (1, {"loss": 3.0}), (2, {"loss": 2.0, "rollout/groups_dropped/short": 4}))
     log(path, 2, (2, {"loss": 2.5}))
     first, second = read_metrics(path)
     assert first["loss"] == 3.0
     assert second["loss"] == 2.5
-    assert "filter/drop/short" not in second
+    assert "rollout/groups_dropped/short" not in second
 
 
 def test_evaluation_and_training_of_a_step_may_belong_to_different_attempts(tmp_path):
