@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlcore.config.schema import Recipe, Use
+from rlcore.errors import Problem, raise_if_any
 from rlcore.protocols import AdvantageEstimator, PolicyLoss, SamplingFilter
 from rlcore.registry import Catalog
 from rlcore.registry.loading import Plugin
@@ -11,6 +12,9 @@ from rlcore.registry.loading import Plugin
 if TYPE_CHECKING:
     from rlcore.bridge.table import WeightBridge
     from rlcore.models.spec import ModelSpec
+
+# What the loop computes for estimators and losses that need it; rollout log-probs come with every sample.
+_COMPUTED = frozenset({"log_probs", "ref_log_probs", "rollout_log_probs"})
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,9 @@ def select_model(catalog: Catalog, recipe: Recipe, spec: "ModelSpec") -> ModelPl
     """Make the bridge of a model whose spec is known, and name every plugin that describes it."""
     name = recipe.model.plugin or spec.model_type
     kinds = ("model_spec", "weight_bridge", "layout_validator")
-    plugins = {kind: catalog.load(kind, name, "model.plugin") for kind in kinds}
-    return ModelPlugins(spec, plugins["weight_bridge"].create(spec), tuple(plugins.values()))
+    own = {kind: catalog.load(kind, name, "model.plugin") for kind in kinds}
+    rules = [catalog.load("layout_validator", rule, "layout_validators") for rule in recipe.layout_validators]
+    return ModelPlugins(spec, own["weight_bridge"].create(spec), (*own.values(), *rules))
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,10 @@ class AlgorithmPlugins:
 
 
 def select_algorithm(catalog: Catalog, recipe: Recipe) -> AlgorithmPlugins:
-    """Make the estimator, the loss (the estimator's own unless the recipe names one) and the filters."""
+    """Make the estimator, the loss (the estimator's own unless the recipe names one) and the filters.
+
+    Raises RlcoreError for a plugin that cannot be made, and for one that needs what is not computed.
+    """
     estimator_plugin = catalog.load("advantage_estimator", recipe.advantage.use, "advantage")
     estimator = _make(estimator_plugin, recipe.advantage, "advantage")
     loss_use = recipe.loss or Use(use=estimator.default_loss)
@@ -53,9 +61,11 @@ def select_algorithm(catalog: Catalog, recipe: Recipe) -> AlgorithmPlugins:
         _make(plugin, use, f"filters.{i}")
         for i, (plugin, use) in enumerate(zip(filter_plugins, recipe.filters, strict=True))
     ]
+    loss = _make(loss_plugin, loss_use, "loss")
+    raise_if_any([*_unmet_needs("advantage", estimator), *_unmet_needs("loss", loss)])
     return AlgorithmPlugins(
         estimator,
-        _make(loss_plugin, loss_use, "loss"),
+        loss,
         tuple(filters),
         (estimator_plugin, loss_plugin, *filter_plugins),
     )
@@ -63,3 +73,15 @@ def select_algorithm(catalog: Catalog, recipe: Recipe) -> AlgorithmPlugins:
 
 def _make(plugin: Plugin, use: Use, place: str) -> Any:
     return plugin.create(plugin.parse_options(use.options, f"{place}.options"))
+
+
+def _unmet_needs(place: str, plugin: AdvantageEstimator | PolicyLoss) -> list[Problem]:
+    """A plugin that was given None for what it needs would fail in the first step, or train on nonsense."""
+    return [
+        Problem(
+            place,
+            f"it needs {need!r}, which is not built yet",
+            f"a plugin content with {', '.join(sorted(_COMPUTED))}",
+        )
+        for need in sorted(plugin.needs - _COMPUTED)
+    ]
