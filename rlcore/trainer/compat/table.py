@@ -131,7 +131,7 @@ PATCHES: tuple[Patch, ...] = (
         {"megatron.core.jit:jit_fuser": importlib.import_module("megatron.core.jit").noop_decorator},
     ),
     *_without_cuda(
-        "without a fused kernel, Megatron's rotation of packed sequences makes a dozen passes over queries and keys",
+        "Megatron's rotation of packed sequences makes a dozen passes where it has no fused kernel",
         {"megatron.core.models.common.embeddings.rope_utils:_apply_rotary_pos_emb_thd": rotate_packed},
     ),
     *_without_cuda(
