@@ -36,29 +36,32 @@ class CheckpointStore:
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
         self._settings = settings
+        self._saved: int | None = None
 
     def due(self, step: int) -> bool:
         """Whether the recipe asks for a checkpoint after this step."""
         every = self._settings.every
         return every is not None and step % every == 0
 
-    def save(self, state: RunState, write_trainer: Callable[[Path], None]) -> Path:
-        """Write a checkpoint, publish it, and remove what need not be kept. Saving a step twice is free."""
-        place = self._place(state.step)
-        if place.exists():
-            return place
+    def save(self, state: RunState, write_trainer: Callable[[Path], None]) -> Path | None:
+        """Write a checkpoint, publish it, and remove what need not be kept; None if the step is saved already.
+
+        A checkpoint of this step that an earlier attempt left gives way: a resume passed over it as damaged.
+        """
+        if state.step == self._saved:
+            return None
+        place = self.folder / f"step-{state.step:06d}"
         draft = place.with_name(place.name + _UNFINISHED)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         write_trainer(draft / TRAINER)
         (draft / STATE).write_text(json.dumps(asdict(state)))
         _flush_to_disk(draft)
+        shutil.rmtree(place, ignore_errors=True)
         os.replace(draft, place)
+        self._saved = state.step
         self._prune()
         return place
-
-    def _place(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}"
 
     def _prune(self) -> None:
         complete = sorted(place for place in self.folder.glob("step-*") if not place.name.endswith(_UNFINISHED))

@@ -63,14 +63,20 @@ class Grpo:
 
     async def run(self, total_steps: int) -> None:
         """Train until `total_steps` are done, evaluating and saving as the recipe says."""
-        settings = self._recipe.eval
-        if settings.before_train and self._session.done == 0:
+        names = [problems.settings.name for problems in self._evaluations]
+        # The last attempt may have ended between a step and the evaluation that follows it.
+        if self._is_evaluation_due(total_steps) and not self._session.is_evaluated(names):
             await self._evaluate()
         while self._session.done < total_steps:
             await self._step()
-            done = self._session.done
-            if done == total_steps or (settings.every and done % settings.every == 0):
+            if self._is_evaluation_due(total_steps):
                 await self._evaluate()
+
+    def _is_evaluation_due(self, total_steps: int) -> bool:
+        settings, done = self._recipe.eval, self._session.done
+        if done == 0:
+            return settings.before_train
+        return done == total_steps or bool(settings.every and done % settings.every == 0)
 
     async def _step(self) -> None:
         session, step = self._session, self._session.done + 1
@@ -105,8 +111,8 @@ class Grpo:
         ]
         rows = []
         for update in updates:
-            rows.append(trainer.train_step([batch[i] for i in update], self._objective))
-            self._session.mid_step = True
+            with self._session.changing_weights():
+                rows.append(trainer.train_step([batch[i] for i in update], self._objective))
         return {**_mean(rows), **_first(rows, "logprob_gap/"), **estimate.metrics}
 
     def _train_sample(

@@ -2,7 +2,7 @@
 checkpoints, and the rule for endings: save what is done, then say how to go on.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,9 @@ from typing import Any
 
 from rlcore.config.schema import Recipe
 from rlcore.controller.checkpoints import CheckpointStore, RunState
+from rlcore.errors import RlcoreError
 from rlcore.telemetry.memory import MemoryMeter
+from rlcore.telemetry.metrics import evaluation_names, read_metrics
 from rlcore.telemetry.progress import Progress
 from rlcore.telemetry.run_folder import RunFolder
 from rlcore.telemetry.summary import iteration_seconds
@@ -22,7 +24,7 @@ from rlcore.telemetry.watchdog import Watchdog
 class Session:
     """A run in progress. `done` counts finished steps; `source` is the prompt source's state after them.
 
-    While `mid_step` the weights are ahead of `done`, and no checkpoint can be made of them.
+    While `ahead` the weights may be ahead of `done`, and no checkpoint can be made of them.
     """
 
     folder: RunFolder
@@ -34,13 +36,23 @@ class Session:
     write_trainer: Callable[[Path], None]
     done: int
     source: Mapping[str, Any]
-    mid_step: bool = False
+    ahead: bool = False
+
+    @contextmanager
+    def changing_weights(self) -> Iterator[None]:
+        """The body takes an optimizer step; it raises RlcoreError only before any weight has changed."""
+        before, self.ahead = self.ahead, True
+        try:
+            yield
+        except RlcoreError:
+            self.ahead = before
+            raise
 
     def end_step(self, metrics: Mapping[str, Any], source: Mapping[str, Any]) -> None:
         """The step is done as far as weights and prompts go; nothing is awaited between training and this."""
         self.done += 1
         self.source = source
-        self.mid_step = False
+        self.ahead = False
         row = {**metrics, **self.timer.end_step(), "memory/peak_rss_gb": self.memory.peak_gb()}
         if tokens := row.get("tokens/generated", row.get("tokens")):
             row["tokens/per_second"] = tokens / iteration_seconds(row)
@@ -48,6 +60,11 @@ class Session:
         self.progress.step({"step": self.done, **row})
         if self.checkpoints.due(self.done):
             self.save()
+
+    def is_evaluated(self, sets: Iterable[str]) -> bool:
+        """Whether an attempt of this run has already measured these sets after the steps done so far."""
+        rows = [row for row in read_metrics(self.folder.paths.metrics) if row["step"] == self.done]
+        return set(sets) <= set(evaluation_names(rows))
 
     def evaluation(self, metrics: Mapping[str, Any]) -> None:
         """Record an evaluation of the weights after the steps done so far."""
@@ -58,7 +75,8 @@ class Session:
         """Write a checkpoint of the last finished step, unless it is there already."""
         with self.timer("checkpoint"):
             place = self.checkpoints.save(RunState(self.done, self.source), self.write_trainer)
-        self.folder.events.record("checkpoint", step=self.done, path=place.name)
+        if place:
+            self.folder.events.record("checkpoint", step=self.done, path=place.name)
 
 
 @contextmanager
@@ -87,5 +105,5 @@ def open_session(
             yield session
         finally:
             # Before the first step there is nothing that a new start would not make again.
-            if session.done > state.step and not session.mid_step:
+            if session.done > state.step and not session.ahead:
                 session.save()

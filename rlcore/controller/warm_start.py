@@ -59,7 +59,7 @@ async def _imitate(lessons: Lessons, place: RunPlace, quiet: bool) -> None:
 def _step(lessons: Lessons, trainer: Trainer, session: Session) -> None:
     sft, seed = lessons.sft, lessons.prepared.recipe.seed
     samples = batch_at(lessons.samples, session.done, batch_size=sft.batch_size, seed=seed)
-    with session.timer("train"):
+    with session.timer("train"), session.changing_weights():
         metrics = trainer.train_step([_train_sample(sample) for sample in samples], SftObjective())
     # Kept in the checkpoint, so that a finished warm start resumes as finished.
     learnt = sft.stop_at_loss is not None and metrics["loss"] <= sft.stop_at_loss

@@ -52,6 +52,20 @@ def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path):
     assert "damaged" in skipped[0]
 
 
+def test_the_step_of_a_damaged_checkpoint_is_saved_again_when_it_is_done_again(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    (tmp_path / "step-000002" / STATE).write_text("{")
+    save_steps(tmp_path, [2])
+    (place, _), skipped = newest_checkpoint(tmp_path)
+    assert (place.name, skipped) == ("step-000002", [])
+
+
+def test_a_step_is_saved_once(tmp_path):
+    store = CheckpointStore(tmp_path, Checkpoints())
+    assert store.save(RunState(1, {}), write_weights) == tmp_path / "step-000001"
+    assert store.save(RunState(1, {}), write_weights) is None
+
+
 def test_a_failed_write_leaves_no_checkpoint(tmp_path):
     def fail(folder):
         folder.mkdir()
