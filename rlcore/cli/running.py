@@ -2,13 +2,16 @@
 
 import argparse
 import logging
+import shlex
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlcore.cli.arguments import add_recipe, named_recipe
-from rlcore.errors import RlcoreError, fail
+from rlcore.errors import fail
 
 if TYPE_CHECKING:
     from rlcore.config.load import LoadedRecipe
@@ -53,18 +56,37 @@ def load(args: argparse.Namespace) -> "LoadedRecipe":
 
 
 def run(command: str, args: argparse.Namespace, place: "RunPlace", body: Callable[[], None]) -> int:
-    """Run `body` in `place`; however it ends, say what is there and how to go on."""
-    again = f"rlcore {command} --resume --run-dir {place.path}"
+    """Run `body` in `place`; however it ends, say what is there and how to go on.
+
+    Raises RlcoreError for a place that cannot be used, before the body starts.
+    """
+    from rlcore.telemetry.run_folder import RunPaths, check_place
+
+    check_place(place.path, place.resume)
     if args.dry_run:
         print("the recipe, its plugins, its data and its checkpoint are sound; nothing was started")
         return 0
+    again = shlex.join(["rlcore", command, "--resume", "--run-dir", str(place.path)])
     try:
-        body()
+        with _termination_as_interrupt():
+            body()
     except KeyboardInterrupt:
+        if not RunPaths(place.path).is_run():
+            raise
         print(f"\ninterrupted; everything up to the last step is saved. To go on:\n  {again}", file=sys.stderr)
         return 130
-    except RlcoreError:
-        if place.path.is_dir():
+    except Exception:
+        if RunPaths(place.path).is_run():
             print(f"the run stopped; when the cause is mended, this goes on:\n  {again}", file=sys.stderr)
         raise
     return 0
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """End a run on SIGTERM, which job schedulers send, as on Ctrl-C: saved, and with the way on."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

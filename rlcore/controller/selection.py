@@ -44,6 +44,12 @@ class AlgorithmPlugins:
     filters: tuple[SamplingFilter, ...]
     plugins: tuple[Plugin, ...]
 
+    def close(self) -> None:
+        """End what has a lifetime: every one of them that has a `close()`."""
+        for made in (self.estimator, self.loss, *self.filters):
+            if close := getattr(made, "close", None):
+                close()
+
 
 def select_algorithm(catalog: Catalog, recipe: Recipe) -> AlgorithmPlugins:
     """Make the estimator, the loss (the estimator's own unless the recipe names one) and the filters.

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
 from rlcore.config.rules import batch_size, samples_per_rollout
@@ -84,7 +84,10 @@ async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
         state = restore(folder, place, RunState(0, source.state()), trainer.load)
         source.restore(state.source)
         total = materials.total_steps
-        with open_session(recipe, folder, total, state, trainer.save, quiet=quiet) as session:
+        with (
+            closing(materials.algorithm),
+            open_session(recipe, folder, total, state, trainer.save, quiet=quiet) as session,
+        ):
             await Grpo(recipe, actors, materials.algorithm, materials.evaluations, session).run(total)
         if recipe.checkpoints.hf:
             save_model(trainer, prepared, folder.path / "hf")

@@ -92,13 +92,13 @@ class RunFolder:
         or if another process is writing the run. Nothing is written in these cases.
         """
         path = path.expanduser()
-        _check(path, resume)
+        check_place(path, resume)
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
         except OSError as error:
             raise fail(str(path), f"cannot be written: {error.strerror}", "another --run-dir") from error
-        _check(path, resume)  # once more: another process may have begun and ended meanwhile
+        check_place(path, resume)  # once more: another process may have begun and ended meanwhile
         run = cls(path, lock)
         run.events.record(START, pid=os.getpid(), resume=resume, environment=environment())
         return run
@@ -140,7 +140,8 @@ def is_being_written(path: Path) -> bool:
     return False
 
 
-def _check(path: Path, resume: bool) -> None:
+def check_place(path: Path, resume: bool) -> None:
+    """Raise RlcoreError if `path` cannot be the folder of a new run, or, with `resume`, holds none."""
     if path.exists() and not path.is_dir():
         raise fail(str(path), "is a file, not a run folder", "another --run-dir")
     content = sorted(item.name for item in path.iterdir() if item.name != LOCK) if path.exists() else []

@@ -48,7 +48,7 @@ def recipe(folder, text):
 
 @pytest.mark.usefixtures("outside")
 def test_an_estimator_that_needs_what_nobody_computes_is_refused(tmp_path):
-    with pytest.raises(RlcoreError, match="values.*not built"):
+    with pytest.raises(RlcoreError, match="'values', which is not built"):
         select_algorithm(Catalog.installed(), recipe(tmp_path, "advantage: critic"))
 
 

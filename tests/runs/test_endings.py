@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from safetensors.torch import load_file
 
 from rlcore.telemetry.metrics import read_metrics
 
@@ -46,20 +47,40 @@ def test_the_run_goes_on_when_the_reward_is_mended(world):
     assert steps(world, "run") == [1, 2, 3]
 
 
-def test_ctrl_c_saves_and_the_resumed_run_equals_an_uninterrupted_one(world):
-    overrides = ["train.steps=60", "checkpoints.hf=false"]
-    world.train_only("whole", *overrides)
+# Evaluates at every second step, and cuts responses short that the next step goes on with.
+LONG = [
+    "train.steps=30",
+    "checkpoints.every=1",
+    "rollout.over_sampling_prompts=6",
+    "rollout.partial=true",
+    "eval.datasets.0.samples_per_prompt=1",
+]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda sent: sent.name)
+def test_a_run_that_is_ended_at_any_moment_goes_on_as_if_it_never_was(world, sent):
     run = world.folder / "parts"
     command = [sys.executable, "-m", "rlcore.cli.main", "train", world.recipe, "--run-dir", run, "--quiet"]
-    sets = [f"--set={override}" for override in ("eval.datasets=[]", "eval.every=null", *overrides)]
+    sets = [f"--set={override}" for override in LONG]
     process = subprocess.Popen([*command, *sets], stderr=subprocess.PIPE, text=True)
-    while not (run / "rollouts/step-000003.jsonl").exists():
+    while not (run / "checkpoints/step-000002/state.json").exists():
         assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    process.send_signal(sent)
     _, message = process.communicate()
-    assert process.returncode == 130, message
-    assert f"rlcore train --resume --run-dir {run}" in message
-    assert steps(world, "parts")[-1] < 60
-    assert world.train_only("parts", *overrides, flags=["--resume"]) == 0
+    if sent == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130, message
+        assert f"rlcore train --resume --run-dir {run}" in message
+    done = steps(world, "parts")[-1]
+    assert done < 30
+    assert world.train("parts", *LONG, f"train.steps={done + 3}", flags=["--resume"]) == 0
+    assert world.train("whole", *LONG, f"train.steps={done + 3}") == 0
     assert world.rows("parts") == world.rows("whole")
+    whole, parts = weights(world, "whole"), weights(world, "parts")
+    assert all(whole[name].equal(parts[name]) for name in whole)
+
+
+def weights(world, name):
+    return load_file(world.folder / name / "hf/model.safetensors")
