@@ -57,11 +57,12 @@ class PackedSequences(PackedSeqParams):
 class Padding:
     """Batches of sequences of like length, padded on the right and laid end to end.
 
-    `shapes` are the batches' (sequences, length); `slot_t` is the place of each packed token in that row.
+    `shapes` are the batches' (sequences, length); `slot_t` is the place of each packed token in that row, None
+    where all sequences are equally long, so that each token is in its place already.
     """
 
     shapes: tuple[tuple[int, int], ...]
-    slot_t: Tensor
+    slot_t: Tensor | None
 
     @property
     def slots(self) -> int:
@@ -71,10 +72,12 @@ class Padding:
 # One more attention call costs about as much as attending over this many padded tokens.
 _SHORT = 32
 # Up to here padding costs less than the call that it saves.
-_LONGEST_TO_SHORTEST = 1.5
+_LONGEST_TO_SHORTEST = 1.25
 
 
 def _padding(lengths: tuple[int, ...], device: torch.device) -> Padding:
+    if len(set(lengths)) == 1:
+        return Padding(((len(lengths), lengths[0]),), None)
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if groups and lengths[i] <= max(_SHORT, _LONGEST_TO_SHORTEST * lengths[groups[-1][0]]):
@@ -129,7 +132,7 @@ class PackedAttention(MegatronModule):
             strict=True,
         )
         out_se = torch.cat([self._attend(shape, *qkv) for shape, *qkv in batches])
-        return out_se.index_select(0, padding.slot_t)
+        return out_se if padding.slot_t is None else out_se.index_select(0, padding.slot_t)
 
     def _attend(self, shape: tuple[int, int], query_shd: Tensor, key_sgd: Tensor, value_sgd: Tensor) -> Tensor:
         """Attend in one padded batch. Padding stands to the right, where the causal mask hides it."""
@@ -141,5 +144,7 @@ class PackedAttention(MegatronModule):
 
 
 def _pad(x_thd: Tensor, padding: Padding) -> Tensor:
-    """Copy each token to its slot, zeros elsewhere. Its gradient is a plain row selection."""
+    """Copy each token to its slot, if it has one, zeros elsewhere. Its gradient is a plain row selection."""
+    if padding.slot_t is None:
+        return x_thd
     return x_thd.new_zeros(padding.slots, *x_thd.shape[1:]).index_copy(0, padding.slot_t, x_thd)
