@@ -140,14 +140,14 @@ class Checkpoints(Section):
     asynchronous: bool = False
     """Write in the background."""
     hf: bool = True
-    """Also write the weights in Hugging Face format at the end."""
+    """Also write the weights in Hugging Face format when `rlcore train` ends; `rlcore sft` always does."""
 
 
 class Sync(Section):
     """How new weights reach the engines."""
 
     verify: Literal["always", "first", "never"] = "first"
-    """When log-probs of engine and trainer are compared on a probe."""
+    """When separate processes compare log-probs on a probe; in one process, every step's own samples are."""
     bucket_mib: PositiveInt = 512
     """Largest bundle of tensors in flight, MiB."""
     transport: Literal["auto", "tensor", "broadcast", "disk", "delta"] = "auto"
