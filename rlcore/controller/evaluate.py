@@ -22,8 +22,11 @@ async def _evaluate(
     prepared: Prepared, sets: Sequence[EvaluationSet], rollouts: Path, quiet: bool
 ) -> dict[str, float]:
     recipe = prepared.recipe
-    rewards = recipe.rewards if recipe.eval.rewards is None else recipe.eval.rewards
-    runner = RewardRunner.from_recipe(rewards, prepared.catalog, failures=rollouts / "failed-samples.jsonl")
+    rewards, place = recipe.rewards, "rewards"
+    if recipe.eval.rewards is not None:
+        rewards, place = recipe.eval.rewards, "eval.rewards"
+    failures = rollouts / "failed-samples.jsonl"
+    runner = RewardRunner.from_recipe(rewards, prepared.catalog, place, failures)
     try:
         for problems in sets:
             runner.check_dataset(prompt.row for prompt in problems.prompts)
