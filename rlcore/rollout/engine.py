@@ -19,7 +19,7 @@ PauseMode = Literal["retract", "in_place", "abort"]
 class SamplingParams:
     """How to sample one request. `temperature` 0 is greedy; `top_k` -1 and `top_p` 1 switch those cuts off.
 
-    `stop_token_ids` end a response and are kept in it; `stop` strings end it after the token that completes one.
+    `stop_token_ids` end a response and are kept in it; `stop` strings end it after the token completing one.
     """
 
     max_new_tokens: int
