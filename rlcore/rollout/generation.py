@@ -196,7 +196,8 @@ class _Run:
                 task.cancel()
         self._fill_up()
         if self.settings.partial:
-            source.put_back([attempt.group for attempt in _ordered(self.unused)])
+            # A sample whose request failed is never asked again: its group has no future.
+            source.put_back([attempt.group for attempt in _ordered(self.unused) if not attempt.errors])
         return Rollout([attempt.group for attempt in _ordered(self.kept)], self._metrics())
 
     def _launch(self, source: PromptSource) -> bool:

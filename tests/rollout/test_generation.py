@@ -210,6 +210,16 @@ def test_a_bad_sample_takes_only_its_group_with_it(make):
     assert rollout.metrics["rollout/groups_dropped/failed"] == 1
 
 
+def test_a_cut_group_with_a_failed_sample_has_no_next_rollout(make):
+    source = Source()
+    torn = [Sample("", group=100, index=i, prompt_tokens=[5, token]) for i, token in enumerate((5000, 7))]
+    source.put_back([*source.next(4), torn])
+    roll(make(prompts_per_step=2, over_sampling_prompts=5, partial=True), source)
+    assert [sample.status for sample in torn] == [Status.FAILED, Status.ABORTED]
+    assert source.returned
+    assert torn not in source.returned
+
+
 def test_when_nothing_works_the_first_cause_is_told(make):
     with pytest.raises(RlcoreError, match=r"no response could be made: .*token 5000 is outside the vocabulary"):
         roll(make(), Source(prompt=[5000]))
