@@ -16,7 +16,6 @@ from pathlib import Path
 DATA_SEED = 1
 HELD_OUT_NUMBERS = 25
 HELD_OUT_PROBLEMS = 512
-WARM_START_PROBLEMS = 2700
 
 # The order and the names are those of the published tokenizers; ids here start after the 256 bytes.
 SPECIAL_TOKENS = (
@@ -35,19 +34,21 @@ STOP_TOKENS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 BYTES = 256
 
 # Weights start wider than the published 0.02, which suits models a thousand times this width.
+# All query heads share one key head: a matrix product of fewer than four rows takes another kernel on CPUs,
+# with other rounding, and the engine, which decodes one token a row, would part from the trainer's log-probs.
 CONFIG = {
     "model_type": "glm4",
     "hidden_size": 64,
     "intermediate_size": 256,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_key_value_heads": 1,
     "head_dim": 16,
     "attention_bias": True,
     "partial_rotary_factor": 0.5,
     "rope_theta": 100.0,
     "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 256,
+    "max_position_embeddings": 2048,
     "initializer_range": 0.08,
     "tie_word_embeddings": False,
     "vocab_size": BYTES + len(SPECIAL_TOKENS),
@@ -84,7 +85,7 @@ def additions() -> dict[str, list[tuple[int, int]]]:
     numbers = rng.sample(range(10, 100), 90)
     held_out, seen = _pairs(numbers[:HELD_OUT_NUMBERS], rng), _pairs(numbers[HELD_OUT_NUMBERS:], rng)
     return {
-        "warm_start": seen[:WARM_START_PROBLEMS],
+        "warm_start": seen,
         "train": seen,
         "held_out": held_out[:HELD_OUT_PROBLEMS],
     }
@@ -97,8 +98,11 @@ def _pairs(numbers: Sequence[int], rng: random.Random) -> list[tuple[int, int]]:
 
 
 def write_problems(file: Path, pairs: Iterable[tuple[int, int]]) -> None:
-    """Write one row per addition: prompt, label, and the same number as the answer to imitate."""
-    rows = ({"prompt": f"{a}+{b}=", "label": str(a + b), "answer": str(a + b)} for a, b in pairs)
+    """Write one row per addition: prompt, label, and the same number as the answer to imitate.
+
+    A prompt is more than 16 tokens long: below that, too, CPU kernels of attention sum in another order.
+    """
+    rows = ({"prompt": f"What is {a}+{b}?", "label": str(a + b), "answer": str(a + b)} for a, b in pairs)
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 

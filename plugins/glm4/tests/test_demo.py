@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from rlcore_glm4.demo import additions, write_demo
+from rlcore_glm4.demo import CONFIG, additions, write_demo
 
 from rlcore.config.generation import Dataset
 from rlcore.data.chat import tokenize_prompts
@@ -39,6 +39,14 @@ def test_prompts_are_rendered_in_the_form_of_the_published_models(demo):
     rows = load_rows(section)
     prompts, _ = tokenize_prompts(rows, tokenizer, section)
     assert tokenizer.decode(prompts[0].tokens) == f"[gMASK]<sop><|user|>\n{rows[0].prompt}<|assistant|>"
+
+
+def test_engine_and_trainer_round_alike_because_attention_never_takes_the_kernels_for_few_rows(demo):
+    tokenizer = load_tokenizer(demo / "model")
+    section = Dataset(path=demo / "train.jsonl")
+    prompts, _ = tokenize_prompts(load_rows(section), tokenizer, section)
+    assert CONFIG["num_attention_heads"] // CONFIG["num_key_value_heads"] >= 4
+    assert min(len(prompt.tokens) for prompt in prompts) > 16
 
 
 def test_a_response_ends_with_the_end_of_text_or_the_next_turn(demo):
