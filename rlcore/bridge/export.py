@@ -37,11 +37,6 @@ class Exporter:
             yield from zip(entry.hf, entry.transform.write([parameter.detach()]), strict=True)
 
 
-def export_hf(chunks: Sequence[nn.Module], bridge: WeightBridge) -> Iterator[tuple[str, Tensor]]:
-    """Iterate once over every weight by its hub name."""
-    return iter(Exporter(chunks, bridge))
-
-
 def save_hf(
     chunks: Sequence[nn.Module],
     bridge: WeightBridge,

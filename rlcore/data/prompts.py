@@ -51,20 +51,6 @@ class PromptSource:
         self._served = 0
         self._put_back: deque[Group] = deque()
 
-    def __len__(self) -> int:
-        """Prompts in one epoch."""
-        return len(self._prompts)
-
-    @property
-    def served(self) -> int:
-        """Prompts taken from the dataset so far, over all epochs."""
-        return self._served
-
-    @property
-    def epoch(self) -> int:
-        """Complete passes over the dataset."""
-        return self._served // len(self)
-
     def next(self, count: int) -> list[Group]:
         """Return `count` groups: those put back, oldest first, and then new prompts."""
         waiting = [self._put_back.popleft() for _ in range(min(count, len(self._put_back)))]

@@ -31,7 +31,7 @@ def test_a_group_holds_the_samples_of_one_prompt():
 def test_group_numbers_run_on_over_epochs():
     source = make_source(3)
     assert [group[0].group for group in source.next(4) + source.next(3)] == list(range(7))
-    assert (source.epoch, source.served) == (2, 7)
+    assert source.state()["served"] == 7
 
 
 def test_each_epoch_serves_every_prompt_in_an_order_of_its_own():
@@ -61,7 +61,7 @@ def test_groups_put_back_come_first_with_what_they_have():
     first[0].tokens = [7, 8]
     source.put_back([first, second])
     assert source.next(3)[:2] == [first, second]
-    assert source.served == 3
+    assert source.state()["served"] == 3
 
 
 def test_samples_share_nothing_that_can_change():
