@@ -47,6 +47,24 @@ def test_the_run_goes_on_when_the_reward_is_mended(world):
     assert steps(world, "run") == [1, 2, 3]
 
 
+def test_an_evaluation_that_a_run_died_before_is_made_up_for(world):
+    world.train("run", "train.steps=2")
+    rows = world.rows("run")
+    metrics = world.folder / "run/metrics.jsonl"
+    kept = [line for line in metrics.read_text().splitlines(True) if "eval/" not in line or '"step": 0' in line]
+    metrics.write_text("".join(kept))
+    assert world.rows("run") != rows
+    assert world.train("run", "train.steps=2", flags=["--resume"]) == 0
+    assert world.rows("run") == rows
+
+
+def test_a_finished_run_measures_nothing_twice(world):
+    world.train("run", "train.steps=1")
+    before = (world.folder / "run/metrics.jsonl").read_text()
+    assert world.train("run", "train.steps=1", flags=["--resume"]) == 0
+    assert (world.folder / "run/metrics.jsonl").read_text() == before
+
+
 # Evaluates at every second step, and cuts responses short that the next step goes on with.
 LONG = [
     "train.steps=30",
