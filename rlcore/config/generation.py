@@ -123,7 +123,7 @@ class Sampling(Section):
 
 
 class Rollout(Sampling):
-    """How each step's samples are made."""
+    """How each step's samples are made. What top_p or top_k cut off shows in the log-prob gap."""
 
     engine: Literal["local", "sglang"] = "local"
     """Which engine generates."""
