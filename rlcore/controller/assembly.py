@@ -47,6 +47,7 @@ def make_engine(prepared: Prepared) -> LocalEngine:
         Path(rollout.checkpoint or prepared.checkpoint),
         concurrency=rollout.local.concurrency,
         dtype=rollout.local.dtype or prepared.recipe.model.dtype,
+        overrides=prepared.recipe.model.overrides,
     )
 
 

@@ -1,11 +1,15 @@
-"""Rotary position embedding (https://arxiv.org/abs/2104.09864) of packed sequences as one complex product.
+"""Rotary position embedding (https://arxiv.org/abs/2104.09864) of packed sequences in few passes over memory.
 
 Stands in for Megatron's own where no fused kernel exists: that one makes a dozen passes over queries and keys.
+Every product and sum is rounded by itself, as the published models do it: a complex product would be quicker
+still, but fuses them, and engine and trainer would no longer agree to the last bit.
 """
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 
 
@@ -27,25 +31,47 @@ def rotate_packed(
         raise ValueError("rotation in plain torch does not split sequences over context-parallel ranks")
     width = angles.shape[-1]
     once_pr = angles[:, 0, 0, ::2] if rotary_interleaved else angles[:, 0, 0, : width // 2]
-    turns_pr = torch.polar(torch.full_like(once_pr, mscale), once_pr)
-    turns_t1r = turns_pr.index_select(0, _positions(cu_seqlens, len(x_thd)))[:, None]
+    position_t = _positions(cu_seqlens, len(x_thd))
+    cos_t1r, sin_t1r = ((turn * mscale)[position_t, None] for turn in (once_pr.cos(), once_pr.sin()))
     wide_thd = x_thd.to(torch.promote_types(x_thd.dtype, torch.float32))
-    if rotary_interleaved:
-        return _rotated_pairs(wide_thd, turns_t1r).to(x_thd.dtype)
-    rotated, rest = wide_thd[..., :width], wide_thd[..., width:]
-    if multi_latent_attention:
-        pairs = torch.view_as_complex(rotated.unflatten(-1, (-1, 2)))
-    else:
-        pairs = torch.complex(*rotated.chunk(2, dim=-1))
-    turned = pairs * turns_t1r
-    return torch.cat((turned.real, turned.imag, rest), dim=-1).to(x_thd.dtype)
+    neighbours = (rotary_interleaved or multi_latent_attention, rotary_interleaved)
+    return _Rotation.apply(wide_thd, cos_t1r, sin_t1r, *neighbours).to(x_thd.dtype)
 
 
-def _rotated_pairs(x_thd: Tensor, turns_t1r: Tensor) -> Tensor:
-    """Rotate neighbours; those beyond the rotated widths are multiplied by 1, which is cheaper than a cut."""
-    pairs = torch.view_as_complex(x_thd.unflatten(-1, (-1, 2)))
-    turns_t1d = F.pad(turns_t1r, (0, pairs.shape[-1] - turns_t1r.shape[-1]), value=1.0)
-    return torch.view_as_real(pairs * turns_t1d).flatten(-2)
+class _Rotation(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_thd: Tensor, cos_t1r: Tensor, sin_t1r: Tensor, neighbours_in: bool, neighbours_out: bool
+    ) -> Tensor:
+        ctx.save_for_backward(cos_t1r, sin_t1r)
+        ctx.neighbours = neighbours_out, neighbours_in
+        return _rotated(x_thd, cos_t1r, sin_t1r, neighbours_in, neighbours_out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_thd: Tensor) -> tuple[Tensor, None, None, None, None]:
+        cos_t1r, sin_t1r = ctx.saved_tensors
+        return _rotated(grad_thd, cos_t1r, -sin_t1r, *ctx.neighbours), None, None, None, None
+
+
+def _rotated(
+    x_thd: Tensor, cos_t1r: Tensor, sin_t1r: Tensor, neighbours_in: bool, neighbours_out: bool
+) -> Tensor:
+    out_thd = x_thd.clone(memory_format=torch.contiguous_format)
+    a, b = _pairs(x_thd, cos_t1r.shape[-1], neighbours_in)
+    out_a, out_b = _pairs(out_thd, cos_t1r.shape[-1], neighbours_out)
+    torch.mul(a, cos_t1r, out=out_a).sub_(b * sin_t1r)
+    torch.mul(b, cos_t1r, out=out_b).add_(a * sin_t1r)
+    return out_thd
+
+
+def _pairs(x_thd: Tensor, pairs: int, neighbours: bool) -> tuple[Tensor, Tensor]:
+    """Views [t, h, pairs] of the first and the second number of each pair."""
+    if neighbours:
+        return x_thd[..., : 2 * pairs : 2], x_thd[..., 1 : 2 * pairs : 2]
+    return x_thd[..., :pairs], x_thd[..., pairs : 2 * pairs]
 
 
 def _positions(cu_seqlens: Tensor, tokens: int) -> Tensor:

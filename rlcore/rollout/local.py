@@ -6,22 +6,24 @@ life of a request, and pausing.
 """
 
 import asyncio
+import json
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rlcore.errors import fail
 from rlcore.rollout.engine import Delta, FinishReason, Health, PauseMode, Request
 from rlcore.rollout.local_batch import Batch, Row
 from rlcore.rollout.local_cache import ATTENTION
-from rlcore.rollout.local_linear import pack_linears
+from rlcore.rollout.local_linear import fitting_threads, pack_linears
 from rlcore.rollout.local_weights import StagedUpdate, hub_tensors
 
 if TYPE_CHECKING:
@@ -50,13 +52,23 @@ class LocalEngine:
     temperature 1.
     """
 
-    def __init__(self, checkpoint: Path, *, concurrency: int = 64, dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        *,
+        concurrency: int = 64,
+        dtype: str = "float32",
+        overrides: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         """Load a folder in Hugging Face format; `concurrency` sequences decode together.
 
-        Raises RlcoreError for a folder that transformers cannot read.
+        `overrides` replace values of its config.json. Raises RlcoreError for a folder that transformers
+        cannot read.
         """
         try:
-            model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
+            values = json.loads((Path(checkpoint) / "config.json").read_text()) | dict(overrides)
+            config = AutoConfig.for_model(**values)
+            model = AutoModelForCausalLM.from_pretrained(checkpoint, config=config, dtype=dtype)
         except (OSError, ValueError) as error:
             raise fail(str(checkpoint), f"transformers cannot load it: {error}") from error
         has_tokenizer = (Path(checkpoint) / "tokenizer.json").exists()
@@ -209,9 +221,10 @@ class LocalEngine:
 
     async def _drive(self) -> None:
         try:
-            while self._runnable():
-                self._step()
-                await asyncio.sleep(0)
+            with fitting_threads(self._model):
+                while self._runnable():
+                    self._step()
+                    await asyncio.sleep(0)
         except Exception as error:
             self._failure = f"{type(error).__name__}: {error}"
             for ticket in self._tickets.values():

@@ -153,6 +153,8 @@ class Batch:
     @torch.inference_mode()
     def remove(self, rows: Sequence[Row]) -> None:
         """Free these rows' slots and close the gaps with the last rows."""
+        if not rows:
+            return
         for row in rows:
             if self._prefixes.get(row.prefix) is row:
                 del self._prefixes[row.prefix]

@@ -1,8 +1,12 @@
-"""Linear layers whose weights oneDNN has laid out for its kernels beforehand.
+"""Linear layers on a CPU: large ones keep their weights in the kernel's layout, small models one thread.
 
 With few rows, a decoding step spends most of its time bringing large weights into the kernel's layout;
-doing that once per weight update makes such layers two to three times as fast on a CPU.
+doing that once per weight update makes such layers two to three times as fast. The products of a small model
+are over before a second thread has begun: handing work to it costs more than half of a run's time.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -33,6 +37,26 @@ def pack_linears(model: nn.Module) -> list[PackedLinear]:
         layer.__class__ = PackedLinear
         layer.pack()
     return layers
+
+
+@contextmanager
+def fitting_threads(model: nn.Module) -> Iterator[None]:
+    """Compute with one thread inside if every linear layer of the model is small; the setting comes back.
+
+    To be entered once for many steps: a change of the number of threads costs as much as a step.
+    """
+    threads = torch.get_num_threads()
+    small = all(
+        layer.weight.numel() < LEAST_ELEMENTS for layer in model.modules() if isinstance(layer, nn.Linear)
+    )
+    if not small or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _gains(weight: torch.Tensor) -> bool:

@@ -286,6 +286,28 @@ def test_a_request_that_cannot_be_served_says_why(engine, asked, message):
         answers(engine, [asked])
 
 
+def test_values_of_the_configuration_can_be_overridden(checkpoint):
+    engine = LocalEngine(checkpoint, overrides={"max_position_embeddings": 20})
+    assert answers(engine, [request("short", new=10)])[0].finish == "length"
+    with pytest.raises(RlcoreError, match="exceed the model's 20 positions"):
+        answers(engine, [request("long", new=18)])
+
+
+def test_a_folder_without_a_configuration_is_named(tmp_path):
+    with pytest.raises(RlcoreError, match="transformers cannot load it"):
+        LocalEngine(tmp_path)
+
+
+def test_the_callers_threads_are_left_as_they_were(engine):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        answers(engine, mixed_requests())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_weights_that_are_not_numbers_are_told(engine):
     async def poison():
         async with engine.weight_update(3) as update:
