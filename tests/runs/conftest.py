@@ -18,7 +18,7 @@ sft: {{data: {{path: {world}/warm_start.jsonl}}, steps: 6, batch_size: 8}}
 rollout: {{prompts_per_step: 4, samples_per_prompt: 4, max_response_tokens: 6, local: {{concurrency: 8}}}}
 rewards: [{{use: digits, concurrency: 1}}]
 train: {{steps: 3}}
-optimizer: {{lr: 1.0e-3, warmup_steps: 0}}
+optimizer: {{lr: 1.0e-3, warmup_steps: 0, schedule: constant}}
 eval:
   every: 2
   datasets:
