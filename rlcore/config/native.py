@@ -47,6 +47,7 @@ _OWNED_MEGATRON = {
     "hidden_dropout": "nothing: it is 0, so that log-probs can be compared",
     "attention_dropout": "nothing: it is 0, so that log-probs can be compared",
     "use_distributed_optimizer": "nothing: it is always on",
+    "overlap_param_gather": "nothing: weights gathered late would be exported stale",
     "lr": "optimizer.lr",
     "min_lr": "optimizer.min_lr",
     "weight_decay": "optimizer.weight_decay",

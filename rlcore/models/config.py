@@ -1,7 +1,5 @@
 """From a ModelSpec and a recipe's choices to Megatron's TransformerConfig; who may set which field."""
 
-import dataclasses
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,33 +7,10 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
+from rlcore.config.native import megatron_problems
 from rlcore.config.schema import Parallel, Recompute
 from rlcore.errors import Problem, raise_if_any
 from rlcore.models.spec import ModelSpec
-
-# Fields that follow from a recipe key of their own, by that key.
-OWNED_FIELDS: Mapping[str, str] = {
-    "tensor_model_parallel_size": "parallel.tp",
-    "sequence_parallel": "parallel.tp",
-    "pipeline_model_parallel_size": "parallel.pp",
-    "virtual_pipeline_model_parallel_size": "parallel.vpp",
-    "num_layers_in_first_pipeline_stage": "parallel.first_stage_layers",
-    "num_layers_in_last_pipeline_stage": "parallel.last_stage_layers",
-    "pipeline_model_parallel_layout": "parallel.pipeline_layout",
-    "context_parallel_size": "parallel.cp",
-    "expert_model_parallel_size": "parallel.ep",
-    "expert_tensor_parallel_size": "parallel.etp",
-    "params_dtype": "model.dtype",
-    "pipeline_dtype": "model.dtype",
-    "bf16": "model.dtype",
-    "fp16": "model.dtype",
-    "recompute_granularity": "recompute.granularity",
-    "recompute_method": "recompute.method",
-    "recompute_num_layers": "recompute.num_layers",
-    "recompute_modules": "recompute.modules",
-    "mtp_num_layers": "mtp.num_layers",
-    "mtp_loss_scaling_factor": "mtp.loss_scaling_factor",
-}
 
 # What makes packed micro-batches of unequal lengths train right; rlcore computes losses per token.
 _FIXED: Mapping[str, Any] = {
@@ -69,7 +44,8 @@ def transformer_config(
     for every one that does not exist, and for those that belong to another recipe key or to the model.
     """
     kind = MLATransformerConfig if spec.latent_attention else TransformerConfig
-    raise_if_any(_override_problems(spec, megatron_overrides, {f.name for f in dataclasses.fields(kind)}))
+    problems = megatron_problems(megatron_overrides) or _architecture_problems(spec, megatron_overrides)
+    raise_if_any(problems)
     fields = {
         **_DEFAULTS,
         **spec.transformer_config,
@@ -118,16 +94,9 @@ def _recompute_fields(recompute: Recompute) -> dict[str, Any]:
             }
 
 
-def _override_problems(spec: ModelSpec, overrides: Mapping[str, Any], known: set[str]) -> Iterator[Problem]:
+def _architecture_problems(spec: ModelSpec, overrides: Mapping[str, Any]) -> Iterator[Problem]:
+    """What only the model's own plugin knows to be its architecture."""
     for name in overrides:
-        place = f"megatron.{name}"
-        if name in OWNED_FIELDS:
-            yield Problem(place, "belongs to a recipe key of its own", f"set {OWNED_FIELDS[name]} instead")
-        elif name in _FIXED:
-            yield Problem(place, "is fixed: packed training depends on it", "remove it")
-        elif name in spec.transformer_config or name in ("num_layers", "hidden_size"):
-            yield Problem(place, "is the model's architecture", "change it under model.overrides")
-        elif name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            remedy = f"did you mean {close[0]}?" if close else "remove it"
-            yield Problem(place, "is no field of Megatron's TransformerConfig", remedy)
+        if name in spec.transformer_config:
+            message = "is the model's architecture"
+            yield Problem(f"megatron.{name}", message, "change config.json's value under model.overrides")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.util
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from rlcore.config.native import megatron_problems
 from rlcore.config.schema import Optimizer
 from rlcore.errors import Problem, fail, raise_if_any
 from rlcore.models.forward import PolicyModel
@@ -44,11 +45,9 @@ class TrainingState:
         megatron: Mapping[str, Any],
     ) -> None:
         fields = _optimizer_fields(config, settings)
-        raise_if_any(
-            [*_missing_hardware(settings), *_owned_problems(megatron, fields.keys() | _DDP_FIELDS.keys())]
-        )
+        raise_if_any([*_missing_hardware(settings), *megatron_problems(megatron)])
         ddp_config = DistributedDataParallelConfig(
-            **_DDP_FIELDS, **_known(DistributedDataParallelConfig, megatron)
+            **{**_DDP_FIELDS, **_known(DistributedDataParallelConfig, megatron)}
         )
         self.stages = [DistributedDataParallel(config, ddp_config, stage) for stage in stages]
         config.finalize_model_grads_func = _finalize
@@ -117,12 +116,6 @@ def _missing_hardware(settings: Optimizer) -> Iterator[Problem]:
         yield Problem("optimizer.cpu_offload", "there is no GPU to offload from", "set it to false")
     if settings.precision_aware and importlib.util.find_spec("transformer_engine") is None:
         yield Problem("optimizer.precision_aware", "needs TransformerEngine", "install it, or set it to false")
-
-
-def _owned_problems(megatron: Mapping[str, Any], owned: Collection[str]) -> Iterator[Problem]:
-    for name in megatron:
-        if name in owned:
-            yield Problem(f"megatron.{name}", "is set by rlcore", "see the recipe's section `optimizer`")
 
 
 def _schedule(optimizer: ChainedOptimizer, settings: Optimizer, total_steps: int) -> OptimizerParamScheduler:
