@@ -119,14 +119,13 @@ def _missing_hardware(settings: Optimizer) -> Iterator[Problem]:
 
 
 def _schedule(optimizer: ChainedOptimizer, settings: Optimizer, total_steps: int) -> OptimizerParamScheduler:
-    decay_steps = settings.decay_steps or total_steps
-    if settings.schedule == "constant":  # nothing decays, so a short trial may end within the warm-up
-        decay_steps = max(decay_steps, settings.warmup_steps + 1)
+    # A short trial of a longer recipe may end within its warm-up.
+    decay_steps = settings.decay_steps or max(total_steps, settings.warmup_steps + 1)
     if settings.warmup_steps >= decay_steps:
         raise fail(
-            "optimizer.warmup_steps",
+            "optimizer.decay_steps",
             f"{settings.warmup_steps} steps of warm-up leave nothing of a schedule of {decay_steps} steps",
-            "warm up for fewer steps, or set optimizer.decay_steps",
+            f"more than optimizer.warmup_steps, {settings.warmup_steps}",
         )
     if settings.min_lr > settings.lr:
         raise fail("optimizer.min_lr", f"{settings.min_lr} exceeds optimizer.lr, {settings.lr}", "lower it")

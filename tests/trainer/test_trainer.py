@@ -138,9 +138,13 @@ def test_the_learning_rate_warms_up_and_decays(make_trainer, make_samples):
 
 
 def test_a_warm_up_that_leaves_nothing_to_decay_is_refused(make_trainer):
-    with pytest.raises(RlcoreError, match=r"optimizer\.warmup_steps"):
-        make_trainer().prepare_optimizer(Optimizer(warmup_steps=10, schedule="cosine"), total_steps=10)
-    make_trainer().prepare_optimizer(Optimizer(warmup_steps=10), total_steps=10)
+    settings = Optimizer(warmup_steps=10, decay_steps=10, schedule="cosine")
+    with pytest.raises(RlcoreError, match=r"optimizer\.decay_steps"):
+        make_trainer().prepare_optimizer(settings, total_steps=20)
+
+
+def test_a_short_trial_may_end_within_the_warm_up(make_trainer):
+    make_trainer().prepare_optimizer(Optimizer(warmup_steps=10, schedule="cosine"), total_steps=3)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
