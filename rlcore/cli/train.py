@@ -45,12 +45,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_results(run: Path) -> None:
     """pass@1 of every evaluation set, before and after."""
-    from rlcore.telemetry.metrics import evaluation_names, read_metrics
+    from rlcore.telemetry.metrics import evaluation_names, read_metrics, values
     from rlcore.telemetry.run_folder import RunPaths
-    from rlcore.telemetry.summary import pass_at_1
     from rlcore.telemetry.units import percent
 
     rows = read_metrics(RunPaths(run).metrics)
     for name in evaluation_names(rows):
-        before, after = pass_at_1(rows, name)
-        print(f"{name}: pass@1 {percent(before)} before, {percent(after)} after")
+        measured = values(rows, f"eval/{name}/pass@1")
+        before = f"{percent(measured[0])} before, " if len(measured) > 1 else ""
+        print(f"{name}: pass@1 {before}{percent(measured[-1])} after")
