@@ -63,7 +63,7 @@ rollout:
   samples_per_prompt: {samples}
   max_response_tokens: {longest}
   local: {{concurrency: {concurrency}}}
-train: {{steps: {steps}, threads: {threads}, max_tokens_per_gpu: 4096}}
+train: {{steps: {steps}, threads: {threads}, max_tokens_per_gpu: 16384}}
 optimizer: {{lr: 1.0e-6}}
 checkpoints: {{hf: false}}
 telemetry: {{save_rollouts: false}}
