@@ -1,6 +1,7 @@
 """Makes the heavy objects of a run from a prepared recipe: the trainer, the engine, and who scores for it."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import torch
@@ -40,15 +41,20 @@ def make_trainer(
     return trainer
 
 
-def make_engine(prepared: Prepared) -> LocalEngine:
-    """Load the engine's own copy of the policy."""
+@asynccontextmanager
+async def running_engine(prepared: Prepared) -> AsyncIterator[LocalEngine]:
+    """Load the engine's own copy of the policy; the engine ends with the body."""
     rollout = prepared.recipe.rollout
-    return LocalEngine(
+    engine = LocalEngine(
         Path(rollout.checkpoint or prepared.checkpoint),
         concurrency=rollout.local.concurrency,
         dtype=rollout.local.dtype or prepared.recipe.model.dtype,
         overrides=prepared.recipe.model.overrides,
     )
+    try:
+        yield engine
+    finally:
+        await engine.close()
 
 
 def make_generator(

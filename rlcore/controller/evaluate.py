@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlcore.controller.assembly import make_engine, make_generator
+from rlcore.controller.assembly import make_generator, running_engine
 from rlcore.controller.evaluation import EvaluationSet
 from rlcore.controller.preparation import Prepared
 from rlcore.rollout.rewards import RewardRunner
@@ -30,15 +30,16 @@ async def _evaluate(
     try:
         for problems in sets:
             runner.check_dataset(prompt.row for prompt in problems.prompts)
-        judge = make_generator(prepared, make_engine(prepared), runner)
         metrics: dict[str, float] = {}
-        with Progress(len(sets), recipe.name, quiet=quiet) as progress:
-            for problems in sets:
+        async with running_engine(prepared) as engine:
+            judge = make_generator(prepared, engine, runner)
+            with Progress(len(sets), recipe.name, quiet=quiet) as progress:
+                for problems in sets:
 
-                def show(done: int, total: int, tokens: int, name: str = problems.settings.name) -> None:
-                    progress.status(name, done, total)
+                    def show(done: int, total: int, tokens: int, name: str = problems.settings.name) -> None:
+                        progress.status(name, done, total)
 
-                metrics |= await problems.evaluate(judge, recipe.seed, rollouts, 0, show)
+                    metrics |= await problems.evaluate(judge, recipe.seed, rollouts, 0, show)
         return metrics
     finally:
         await runner.close()

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
 from rlcore.config.rules import batch_size, samples_per_rollout
-from rlcore.controller.assembly import make_engine, make_generator, make_trainer
+from rlcore.controller.assembly import make_generator, make_trainer, running_engine
 from rlcore.controller.checkpoints import RunState
 from rlcore.controller.evaluation import EvaluationSet
 from rlcore.controller.grpo import Actors, Grpo
@@ -18,7 +18,7 @@ from rlcore.controller.session import open_session
 from rlcore.data.chat import Prompt
 from rlcore.data.prompts import PromptSource
 from rlcore.rollout.rewards import RewardRunner
-from rlcore.telemetry.run_folder import RunPaths
+from rlcore.telemetry.run_folder import RunFolder, RunPaths
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,16 @@ class Materials:
     algorithm: AlgorithmPlugins
     prompts: Sequence[Prompt]
     evaluations: Sequence[EvaluationSet]
+
+    def source(self) -> PromptSource:
+        """The prompts in the order of this run, from the beginning."""
+        recipe = self.prepared.recipe
+        return PromptSource(
+            self.prompts,
+            seed=recipe.seed,
+            shuffle=recipe.data is None or recipe.data.shuffle,
+            samples_per_prompt=recipe.rollout.samples_per_prompt,
+        )
 
     @property
     def total_steps(self) -> int:
@@ -62,35 +72,36 @@ def train(materials: Materials, place: RunPlace, quiet: bool = False) -> None:
 async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
     prepared, recipe = materials.prepared, materials.prepared.recipe
     async with _scorers(materials, place) as (scorer, judge):
+        # The trainer first: it says best what is wrong with a checkpoint.
         trainer = make_trainer(
             prepared, recipe.optimizer, materials.total_updates, temperature=recipe.rollout.temperature
         )
-        engine = make_engine(prepared)
-        source = PromptSource(
-            materials.prompts,
-            seed=recipe.seed,
-            shuffle=recipe.data is None or recipe.data.shuffle,
-            samples_per_prompt=recipe.rollout.samples_per_prompt,
-        )
-        actors = Actors(
-            trainer=trainer,
-            engine=engine,
-            generator=make_generator(prepared, engine, scorer, materials.algorithm.filters),
-            judge=make_generator(prepared, engine, judge),
-            source=source,
-        )
-        plugins = (*prepared.model.plugins, *materials.algorithm.plugins, *scorer.plugins, *judge.plugins)
-        folder = start(prepared.loaded, plugins, place)
-        state = restore(folder, place, RunState(0, source.state()), trainer.load)
-        source.restore(state.source)
-        total = materials.total_steps
-        with (
-            closing(materials.algorithm),
-            open_session(recipe, folder, total, state, trainer.save, quiet=quiet) as session,
-        ):
-            await Grpo(recipe, actors, materials.algorithm, materials.evaluations, session).run(total)
+        async with running_engine(prepared) as engine:
+            actors = Actors(
+                trainer=trainer,
+                engine=engine,
+                generator=make_generator(prepared, engine, scorer, materials.algorithm.filters),
+                judge=make_generator(prepared, engine, judge),
+                source=materials.source(),
+            )
+            plugins = (*prepared.model.plugins, *materials.algorithm.plugins, *scorer.plugins, *judge.plugins)
+            folder = start(prepared.loaded, plugins, place)
+            await _run(materials, actors, folder, place, quiet)
         if recipe.checkpoints.hf:
             save_model(trainer, prepared, folder.path / "hf")
+
+
+async def _run(materials: Materials, actors: Actors, folder: RunFolder, place: RunPlace, quiet: bool) -> None:
+    """Take up the run where its folder stands, and take it to its end."""
+    recipe, trainer, source = materials.prepared.recipe, actors.trainer, actors.source
+    state = restore(folder, place, RunState(0, source.state()), trainer.load)
+    source.restore(state.source)
+    total = materials.total_steps
+    with (
+        closing(materials.algorithm),
+        open_session(recipe, folder, total, state, trainer.save, quiet=quiet) as session,
+    ):
+        await Grpo(recipe, actors, materials.algorithm, materials.evaluations, session).run(total)
 
 
 @asynccontextmanager

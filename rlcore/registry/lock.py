@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlcore.errors import Problem, RlcoreError
+from rlcore.errors import Problem
 from rlcore.registry.resources import package_folder
 
 if TYPE_CHECKING:
-    from rlcore.registry.catalog import Candidate, Catalog
+    from rlcore.registry.catalog import Candidate
     from rlcore.registry.loading import Plugin
 
 
@@ -36,17 +36,6 @@ class LockEntry:
 def make(plugins: "Iterable[Plugin]") -> list[LockEntry]:
     """Lock loaded plugins, sorted by kind and name."""
     return _sorted(_entry(plugin.candidate) for plugin in plugins)
-
-
-def installed(path: Path, catalog: "Catalog") -> list[LockEntry]:
-    """What this process finds under the names that the file at `path` locks; absent plugins are left out."""
-    found = []
-    for locked in read(path):
-        try:
-            found.append(_entry(catalog.find(locked.kind, f"{locked.distribution}:{locked.name}")))
-        except RlcoreError:
-            continue
-    return _sorted(found)
 
 
 def write(path: Path, entries: Iterable[LockEntry]) -> None:

@@ -23,14 +23,13 @@ from typing import Any
 
 from rlcore.cli.running import quiet_libraries
 from rlcore.config.load import load_recipe
-from rlcore.controller.assembly import make_engine, make_generator, make_trainer
+from rlcore.controller.assembly import make_generator, make_trainer, running_engine
 from rlcore.controller.checkpoints import RunState
 from rlcore.controller.grpo import Actors, Grpo
 from rlcore.controller.preparation import prepare
 from rlcore.controller.run_start import RunPlace, start
 from rlcore.controller.session import open_session
 from rlcore.controller.train import Materials, gather
-from rlcore.data.prompts import PromptSource
 from rlcore.rollout.engine import Delta, Request
 from rlcore.rollout.local import LocalEngine
 from rlcore.rollout.rewards import RewardRunner
@@ -63,7 +62,7 @@ rollout:
   samples_per_prompt: {samples}
   max_response_tokens: {longest}
   local: {{concurrency: {concurrency}}}
-train: {{steps: {steps}, threads: {threads}, max_tokens_per_gpu: 16384}}
+train: {{steps: {steps}, threads: {threads}, max_tokens_per_gpu: 8192}}
 optimizer: {{lr: 1.0e-6}}
 checkpoints: {{hf: false}}
 telemetry: {{save_rollouts: false}}
@@ -127,14 +126,14 @@ async def run_loop(materials: Materials, run: Path, lengths: list[int]) -> None:
     recipe = prepared.recipe
     scorer = RewardRunner.from_recipe(recipe.rewards, prepared.catalog)
     trainer = make_trainer(prepared, recipe.optimizer, materials.total_updates, temperature=1.0)
-    engine = FixedLengths(make_engine(prepared), lengths)
-    source = PromptSource(materials.prompts, seed=0, shuffle=False, samples_per_prompt=SAMPLES)
-    generator = make_generator(prepared, engine, scorer)
-    actors = Actors(trainer, engine, generator, generator, source)
-    folder = start(prepared.loaded, prepared.model.plugins, RunPlace(run))
-    state = RunState(0, source.state())
-    with open_session(recipe, folder, materials.total_steps, state, trainer.save, quiet=True) as session:
-        await Grpo(recipe, actors, materials.algorithm, (), session).run(materials.total_steps)
+    async with running_engine(prepared) as local:
+        engine = FixedLengths(local, lengths)
+        generator = make_generator(prepared, engine, scorer)
+        actors = Actors(trainer, engine, generator, generator, materials.source())
+        folder = start(prepared.loaded, prepared.model.plugins, RunPlace(run))
+        state = RunState(0, actors.source.state())
+        with open_session(recipe, folder, materials.total_steps, state, trainer.save, quiet=True) as session:
+            await Grpo(recipe, actors, materials.algorithm, (), session).run(materials.total_steps)
     await scorer.close()
 
 

@@ -17,8 +17,12 @@ def locked(distribution, tmp_path):
 
 
 def differences(path):
+    """What has changed for a run that would now be made with every sound reward of this distribution."""
     lock._digest.cache_clear()
-    return [problem.message for problem in lock.verify(path, lock.installed(path, Catalog.installed()))]
+    catalog = Catalog.installed()
+    ours = [one for one in catalog.candidates if one.dist == "test-one"]
+    entries = lock.make([catalog.load(one.kind, one.name) for one in ours])
+    return [problem.message for problem in lock.verify(path, entries)]
 
 
 def test_it_holds_what_identifies_a_plugin(locked):

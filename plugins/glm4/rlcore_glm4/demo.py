@@ -13,6 +13,8 @@ import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rlcore.cli.running import quiet_libraries
+
 DATA_SEED = 1
 HELD_OUT_NUMBERS = 25
 HELD_OUT_PROBLEMS = 512
@@ -112,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="where to write; made if it is missing")
     parser.add_argument("--seed", type=int, default=0, help="draws the model's weights")
     options = parser.parse_args(arguments)
+    quiet_libraries()
     options.folder.mkdir(parents=True, exist_ok=True)
     write_demo(options.folder, options.seed)
     print(f"wrote a tiny model and its problems to {options.folder}")
