@@ -5,10 +5,8 @@ interrupts the run later finds it at a step's boundary, and the next attempt rep
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-import torch
 
 from rlcore.config.rules import batch_size
 from rlcore.config.schema import Recipe
@@ -106,8 +104,13 @@ class Grpo:
             samples, self._estimator, self._recipe.algorithm, log_probs, reference
         )
         batch = [
-            self._train_sample(sample, advantages[i], log_probs and log_probs[i], reference and reference[i])
-            for i, sample in enumerate(samples)
+            replace(
+                one,
+                advantages=advantages[i].tolist(),
+                old_log_probs=log_probs and log_probs[i].tolist(),
+                ref_log_probs=reference and reference[i].tolist(),
+            )
+            for i, one in enumerate(plain)
         ]
         rows = []
         for update in updates:
@@ -115,22 +118,13 @@ class Grpo:
                 rows.append(trainer.train_step([batch[i] for i in update], self._objective))
         return {**_mean(rows), **_first(rows, "logprob_gap/"), **estimate.metrics}
 
-    def _train_sample(
-        self,
-        sample: Sample,
-        advantages: torch.Tensor | None = None,
-        log_probs: torch.Tensor | None = None,
-        reference: torch.Tensor | None = None,
-    ) -> TrainSample:
+    def _train_sample(self, sample: Sample) -> TrainSample:
         version = self._actors.engine.version
         return TrainSample(
             name=f"sample {sample.index} of prompt {sample.group}",
             tokens=[*sample.prompt_tokens, *sample.tokens],
             prompt_length=len(sample.prompt_tokens),
             loss_mask=sample.loss_mask,
-            advantages=None if advantages is None else advantages.tolist(),
-            old_log_probs=None if log_probs is None else log_probs.tolist(),
-            ref_log_probs=None if reference is None else reference.tolist(),
             rollout_log_probs=sample.log_probs,
             fresh=[made == version for made in sample.versions],
         )
