@@ -6,23 +6,20 @@ that the number errs upwards. Elsewhere than on Linux there is no number.
 """
 
 import os
-import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from rlcore.telemetry.background import Background
 
 PROC = Path("/proc")
 GB = 1e9
 
 
-class MemoryMeter:
+class MemoryMeter(Background):
     """Samples the memory of the process tree in the background; use it as a context manager."""
 
     def __init__(self, every: float = 0.5) -> None:
-        self._every = every
+        super().__init__("memory-meter", every, self._sample)
         self._peak = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="memory-meter", daemon=True)
 
     def peak_gb(self) -> float | None:
         """Highest use so far in GB (10^9 bytes)."""
@@ -32,20 +29,6 @@ class MemoryMeter:
     def _sample(self) -> None:
         own_peak = _status(os.getpid()).get("VmHWM", 0)
         self._peak = max(self._peak, own_peak, tree_rss(os.getpid()))
-
-    def _watch(self) -> None:
-        while not self._stop.wait(self._every):
-            self._sample()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def tree_rss(root: int) -> int:

@@ -4,18 +4,16 @@ It only speaks. Whether to stop is for the operator: a slow phase and a hung one
 """
 
 import faulthandler
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from rlcore.telemetry.background import Background
 from rlcore.telemetry.events import STALL, EventLog
 from rlcore.telemetry.timing import OTHER
 
 
-class Watchdog:
+class Watchdog(Background):
     """Warns once `stall_after` seconds pass without progress, then again each time the wait has doubled.
 
     `warn` is given one line of text, from the watchdog's own thread. Use it as a context manager.
@@ -29,13 +27,12 @@ class Watchdog:
         warn: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__("stall-watchdog", min(stall_after / 4, 5.0), self.check)
         self._events = events
         self._logs = logs
         self._stall_after = stall_after
         self._warn = warn
         self._clock = clock
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="stall-watchdog", daemon=True)
         self._phase = OTHER
         self.progress()
 
@@ -70,17 +67,3 @@ class Watchdog:
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
         return path
-
-    def _watch(self) -> None:
-        while not self._stop.wait(min(self._stall_after / 4, 5.0)):
-            self.check()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
