@@ -1,6 +1,6 @@
-"""Log-probs in tiles against logits held whole: time and extra memory, forward and backward, float32.
+"""Log-probs and entropy in tiles against logits held whole: time and extra memory, both passes, float32.
 
-Usage: python tests/benchmarks/bench_logprob.py [--tokens 4096] [--vocabulary 151552] [--threads 2]
+Usage: python tests/benchmarks/bench_logprob.py [--tokens 4096] [--vocabulary 151552] [--no-entropy]
 Prints JSON; a ratio below 1 is in favour of tiles. Each way runs in a process of its own.
 """
 
@@ -15,12 +15,15 @@ import torch
 from rlcore.algorithms.logprob import score_tokens
 
 
-def whole(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return torch.log_softmax(hidden @ weight.t(), -1).gather(1, targets[:, None])[:, 0]
+def whole(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, entropy: bool) -> torch.Tensor:
+    log_probs_tv = torch.log_softmax(hidden @ weight.t(), -1)
+    chosen_t = log_probs_tv.gather(1, targets[:, None])[:, 0]
+    return chosen_t - (log_probs_tv.exp() * log_probs_tv).sum(-1) if entropy else chosen_t
 
 
-def tiles(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return score_tokens(hidden, weight, targets).log_probs_t
+def tiles(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, entropy: bool) -> torch.Tensor:
+    scores = score_tokens(hidden, weight, targets, entropy="gradient" if entropy else "none")
+    return scores.log_probs_t if scores.entropy_t is None else scores.log_probs_t + scores.entropy_t
 
 
 WAYS = {"whole": whole, "tiles": tiles}
@@ -38,7 +41,7 @@ def measure(way: str, sizes: argparse.Namespace) -> dict[str, float]:
     seconds = []
     for _ in range(sizes.repeats):
         start = time.perf_counter()
-        WAYS[way](hidden, weight, targets).sum().backward()
+        WAYS[way](hidden, weight, targets, sizes.entropy).sum().backward()
         seconds.append(time.perf_counter() - start)
     extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return {"seconds": min(seconds), "extra_gib": extra / 2**20}
@@ -51,6 +54,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=151_552)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--entropy", action=argparse.BooleanOptionalAction, default=True)
     sizes = parser.parse_args()
     found = {}
     for way in WAYS:
