@@ -137,6 +137,17 @@ class Trainer:
         Raises RlcoreError where the loss or the gradient is not finite, before any weight changes.
         """
         state = self._training_state()
+        metrics = self.backward(samples, objective)
+        learning_rate = state.learning_rate
+        state.step(metrics["grad_norm"])
+        return metrics | {"lr": learning_rate}
+
+    def backward(self, samples: Sequence[TrainSample], objective: Objective) -> dict[str, float]:
+        """Leave the gradient of the loss on `samples` in the gradient buffers; return all metrics but `lr`.
+
+        Raises RlcoreError where the loss or the gradient is not finite.
+        """
+        state = self._training_state()
         _check(samples)
         masks = [torch.as_tensor(np.asarray(sample.loss_mask, np.float32)) for sample in samples]
         weights = token_weights(masks, objective.reduction)
@@ -147,11 +158,8 @@ class Trainer:
         gradient_norm = state.gradient_norm()
         if not (math.isfinite(metrics["loss"]) and math.isfinite(gradient_norm)):
             raise self._not_finite(trained, samples, metrics["loss"], gradient_norm)
-        learning_rate = state.learning_rate
-        state.step(gradient_norm)
         return metrics | {
             "grad_norm": gradient_norm,
-            "lr": learning_rate,
             "samples": float(len(samples)),
             "micro_batches": float(len(batches)),
         }
