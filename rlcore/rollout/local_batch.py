@@ -7,7 +7,7 @@ sees a row when it enters and when it leaves. Queueing, requests and weights are
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -155,7 +155,8 @@ class Batch:
         """Free these rows' slots and close the gaps with the last rows."""
         if not rows:
             return
-        for row in rows:
+        # From the last slot down, so that no row is moved that is about to leave.
+        for row in sorted(rows, key=lambda row: row.slot, reverse=True):
             if self._prefixes.get(row.prefix) is row:
                 del self._prefixes[row.prefix]
             last = self.rows.pop()
@@ -189,28 +190,40 @@ class Batch:
             entered.append(Entry(waiting.popleft(), context, source))
             self._seat(entered[-1])
         if entered:
+            self._fill(entered)
             self._resize()
         return entered
 
     def _seat(self, entry: Entry) -> None:
-        row, params, slots = entry.row, entry.row.params, self._slots
-        slot = row.slot = len(self.rows)
-        self.rows.append(row)
+        row = entry.row
+        row.slot = len(self.rows)
         row.prefix = tuple(entry.context)
+        self.rows.append(row)
         self._prefixes[row.prefix] = row
-        slots.token[slot] = entry.context[-1]
-        slots.position[slot] = len(entry.context) - 1
-        slots.made[slot] = row.made
-        slots.limit[slot] = params.max_new_tokens
-        slots.stream[slot] = stream((row.request.seed, *row.request.key))
-        slots.temperature[slot] = params.temperature or 1.0
-        slots.top_p[slot] = params.top_p
-        slots.top_k[slot] = params.top_k if params.top_k > 0 else self.vocab_size
-        slots.widen("stop_ids", len(params.stop_token_ids), fill=-1)
-        slots.stop_ids[slot] = -1
-        slots.stop_ids[slot, : len(params.stop_token_ids)] = slots.stop_ids.new_tensor(params.stop_token_ids)
-        slots.widen("out_tokens", params.max_new_tokens)
-        slots.widen("out_log_probs", params.max_new_tokens)
+
+    def _fill(self, entered: list[Entry]) -> None:
+        """Write the numbers of rows just seated, whose slots are the last ones; one copy a field for all rows."""
+        slots, rows = self._slots, [entry.row for entry in entered]
+        params = [row.params for row in rows]
+        stops = [list(knob.stop_token_ids) for knob in params]
+        slots.widen("stop_ids", max(map(len, stops)), fill=-1)
+        slots.widen("out_tokens", max(knob.max_new_tokens for knob in params))
+        slots.widen("out_log_probs", max(knob.max_new_tokens for knob in params))
+        width = slots.stop_ids.shape[1]
+        columns: dict[str, list[Any]] = {
+            "token": [entry.context[-1] for entry in entered],
+            "position": [len(entry.context) - 1 for entry in entered],
+            "made": [row.made for row in rows],
+            "limit": [knob.max_new_tokens for knob in params],
+            "stream": [stream((row.request.seed, *row.request.key)) for row in rows],
+            "temperature": [knob.temperature or 1.0 for knob in params],
+            "top_p": [knob.top_p for knob in params],
+            "top_k": [knob.top_k if knob.top_k > 0 else self.vocab_size for knob in params],
+            "stop_ids": [ids + [-1] * (width - len(ids)) for ids in stops],
+        }
+        for name, values in columns.items():
+            numbers = getattr(slots, name)
+            numbers[rows[0].slot : len(self.rows)] = numbers.new_tensor(values)
 
     def _resize(self) -> None:
         """Renew what depends on which rows there are."""
@@ -240,10 +253,18 @@ class Batch:
             position_t=torch.cat([live.position, *(numbers[:n] for n in lengths)]),
             longest=longest,
             prefills=group_prefills(count, lengths),
-            copies=tuple(
-                PrefixCopy(entry.source.slot, entry.row.slot, len(entry.context) - 1)
-                for entry in entered
-                if entry.source
-            ),
+            copies=self._copies(entered),
         )
         return torch.cat([live.token, *(new(entry.context[:-1]) for entry in fresh)]), plan
+
+    def _copies(self, entered: list[Entry]) -> tuple[PrefixCopy, ...]:
+        """What rows copy that entered beside another one; all from rows that computed it, so in any order."""
+        origin: dict[int, int] = {}
+        pairs: dict[int, list[tuple[int, int]]] = {}
+        for entry in entered:
+            if entry.source:
+                source, target = entry.source.slot, entry.row.slot
+                origin[target] = origin.get(source, source)
+                pairs.setdefault(len(entry.context) - 1, []).append((origin[target], target))
+        new = self._live.token.new_tensor
+        return tuple(PrefixCopy(*new(slots).unbind(1), length) for length, slots in pairs.items())

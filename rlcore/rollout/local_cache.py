@@ -34,10 +34,10 @@ class Prefill:
 
 @dataclass(frozen=True)
 class PrefixCopy:
-    """The first `length` cached positions of row `target` are those of row `source`."""
+    """The first `length` cached positions of rows `target_n` are those of rows `source_n`; none is in both."""
 
-    source: int
-    target: int
+    source_n: torch.Tensor
+    target_n: torch.Tensor
     length: int
 
 
@@ -97,7 +97,8 @@ class SlotCache:
             index = plan.target(new_gtd.shape[0], cache.shape[2])
             cache.view(-1, cache.shape[3]).index_copy_(0, index, new_gtd.reshape(-1, cache.shape[3]))
             for copy in plan.copies:
-                cache[copy.target, :, : copy.length] = cache[copy.source, :, : copy.length]
+                prefix = cache[:, :, : copy.length]
+                prefix[copy.target_n] = prefix[copy.source_n]
 
     def layer(self, layer: int, plan: ForwardPlan) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [r, g, l, d] of the plan's rows, as long as its longest."""
