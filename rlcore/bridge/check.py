@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rlcore.bridge.safetensors_io import SafetensorsFolder
 from rlcore.bridge.table import WeightBridge
+from rlcore.bridge.transforms import Shard
 from rlcore.errors import Problem
 
 # Types by the names that safetensors gives them.
@@ -19,14 +20,20 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 
 def misfits(
-    bridge: WeightBridge, source: SafetensorsFolder, own: Mapping[str, Tensor], tp: int = 1
+    bridge: WeightBridge,
+    source: SafetensorsFolder,
+    own: Mapping[str, Tensor],
+    shards: Mapping[str, Shard],
 ) -> Iterator[Problem]:
-    """Tensors whose shape or type is not what the model's parameters `own` (names as in the bridge) need."""
+    """Tensors whose shape or type is not what the parameters `own` need, of which this rank holds `shards`.
+
+    Both have names as in the bridge; a parameter that `shards` leaves out is whole.
+    """
     for name, parameter in own.items():
         entry = bridge.by_megatron.get(name)
         if entry is None or any(hf not in source.tensors for hf in entry.hf):
             continue
-        shapes = entry.transform.source_shapes(tuple(parameter.shape), tp)
+        shapes = entry.transform.source_shapes(tuple(parameter.shape), shards.get(name, Shard()).size)
         for hf, shape in zip(entry.hf, shapes, strict=True):
             info = source.tensors[hf]
             if info.shape != shape:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.bridge.check import misfits, not_finite
-from rlcore.bridge.inventory import all_megatron_names, megatron_tensors
+from rlcore.bridge.inventory import all_megatron_names, megatron_tensors, tensor_shard
 from rlcore.bridge.safetensors_io import SafetensorsFolder
 from rlcore.bridge.table import Entry, WeightBridge
 from rlcore.bridge.transforms import Shard
@@ -21,15 +21,15 @@ def load_hf(chunks: Sequence[nn.Module], bridge: WeightBridge, folder: Path) -> 
     are missing, left over or of the wrong shape; and, when all are read, for NaN and infinite values.
     """
     own = megatron_tensors(chunks)
-    shard = _shard(chunks[0])
+    shards = {name: tensor_shard(chunks[0], name) for name in own}
     with SafetensorsFolder(folder) as source:
         coverage = bridge.coverage(source.tensors, all_megatron_names(chunks))
-        raise_if_any([*coverage.problems(str(folder)), *misfits(bridge, source, own, shard.size)])
+        raise_if_any([*coverage.problems(str(folder)), *misfits(bridge, source, own, shards)])
         raise_if_any(
             [
                 problem
                 for name, parameter in own.items()
-                for problem in _fill(parameter, bridge.by_megatron[name], source, shard)
+                for problem in _fill(parameter, bridge.by_megatron[name], source, shards[name])
             ]
         )
 
@@ -41,8 +41,3 @@ def _fill(parameter: Tensor, entry: Entry, source: SafetensorsFolder, shard: Sha
     if not torch.isfinite(value).all():
         for name in entry.hf:
             yield from not_finite(source, name)
-
-
-def _shard(chunk: nn.Module) -> Shard:
-    group = chunk.pg_collection.tp
-    return Shard(group.rank(), group.size())

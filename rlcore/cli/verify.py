@@ -109,7 +109,7 @@ def _compare(checkpoint: Path, spec: "ModelSpec", bridge: "WeightBridge") -> Fin
     own = megatron_tensors(build_model(spec, config, meta=True))
     with SafetensorsFolder(checkpoint) as source:
         problems = (
-            *misfits(bridge, source, own),
+            *misfits(bridge, source, own, {}),
             *surprising_types(source, _announced_type(spec)),
             *(problem for name in source.tensors for problem in not_finite(source, name)),
         )

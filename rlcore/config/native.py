@@ -46,6 +46,7 @@ _OWNED_MEGATRON = {
     "variable_seq_lengths": "nothing: batches are packed, so it is always on",
     "hidden_dropout": "nothing: it is 0, so that log-probs can be compared",
     "attention_dropout": "nothing: it is 0, so that log-probs can be compared",
+    "moe_grouped_gemm": "nothing: experts are always grouped",
     "use_distributed_optimizer": "nothing: it is always on",
     "overlap_param_gather": "nothing: weights gathered late would be exported stale",
     "lr": "optimizer.lr",

@@ -12,13 +12,15 @@ from rlcore.config.schema import Parallel, Recompute
 from rlcore.errors import Problem, raise_if_any
 from rlcore.models.spec import ModelSpec
 
-# What makes packed micro-batches of unequal lengths train right; rlcore computes losses per token.
+# What makes packed micro-batches of unequal lengths train right; rlcore computes losses per token. Experts are
+# always grouped: it decides their names in bridges and checkpoints.
 _FIXED: Mapping[str, Any] = {
     "calculate_per_token_loss": True,
     "variable_seq_lengths": True,
     "perform_initialization": False,
     "hidden_dropout": 0.0,
     "attention_dropout": 0.0,
+    "moe_grouped_gemm": True,
 }
 
 # Defaults that a recipe's `megatron:` may change. The dispatcher counts even without experts: Megatron refuses

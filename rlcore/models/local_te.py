@@ -10,11 +10,12 @@ import torch
 from megatron.core.models.backends import BackendSpecProvider
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.experts import TEGroupedMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from rlcore.models.attention import PackedAttention
+from rlcore.models.grouped_linear import ColumnParallelGroupedLinear, RowParallelGroupedLinear, local_device
 from rlcore.models.rms_norm import rms_norm
 
 
@@ -26,7 +27,9 @@ class LocalNorm(nn.Module):
         if config.normalization != "RMSNorm":
             raise ValueError(f"only RMSNorm runs without TransformerEngine, not {config.normalization}")
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=_device(config)))
+        self.weight = nn.Parameter(
+            torch.ones(hidden_size, dtype=config.params_dtype, device=local_device(config))
+        )
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +43,9 @@ class ReplicatedLinear(nn.Linear):
     def __init__(
         self, input_size: int, output_size: int, *, config: TransformerConfig, bias: bool = False, **_: Any
     ) -> None:
-        super().__init__(input_size, output_size, bias=bias, dtype=config.params_dtype, device=_device(config))
+        super().__init__(
+            input_size, output_size, bias=bias, dtype=config.params_dtype, device=local_device(config)
+        )
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
@@ -89,12 +94,9 @@ class LocalSpecProvider(BackendSpecProvider):
     def grouped_mlp_modules(
         self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool
     ) -> tuple[type, MLPSubmodules]:
-        return SequentialMLP, MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        return TEGroupedMLP, MLPSubmodules(
+            linear_fc1=ColumnParallelGroupedLinear, linear_fc2=RowParallelGroupedLinear
+        )
 
     def activation_func(self) -> None:
         return None
-
-
-def _device(config: TransformerConfig) -> torch.device | int | None:
-    """None where Megatron initialises on the default device (a CPU, or meta), else this rank's GPU."""
-    return None if config.use_cpu_initialization else torch.cuda.current_device()
