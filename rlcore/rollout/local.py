@@ -23,7 +23,7 @@ from rlcore.errors import fail
 from rlcore.rollout.engine import Delta, FinishReason, Health, PauseMode, Request
 from rlcore.rollout.local_batch import Batch, Row
 from rlcore.rollout.local_cache import ATTENTION
-from rlcore.rollout.local_linear import fitting_threads, pack_linears
+from rlcore.rollout.local_linear import pack_linears
 from rlcore.rollout.local_weights import StagedUpdate, hub_tensors
 
 if TYPE_CHECKING:
@@ -221,10 +221,9 @@ class LocalEngine:
 
     async def _drive(self) -> None:
         try:
-            with fitting_threads(self._model):
-                while self._runnable():
-                    self._step()
-                    await asyncio.sleep(0)
+            while self._runnable():
+                self._step()
+                await asyncio.sleep(0)
         except Exception as error:
             self._failure = f"{type(error).__name__}: {error}"
             for ticket in self._tickets.values():

@@ -13,6 +13,7 @@ import torch
 
 from rlcore.rollout.engine import Request, SamplingParams
 from rlcore.rollout.local_cache import ForwardPlan, PrefixCopy, SlotCache, group_prefills
+from rlcore.rollout.local_linear import fitting_threads, has_small_linears
 from rlcore.rollout.local_sampler import Knobs, sample, stream, uniform
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Batch:
     def __init__(self, model: "PreTrainedModel", capacity: int) -> None:
         self.rows: list[Row] = []
         self._model = model
+        self._small = has_small_linears(model)
         self._capacity = capacity
         self._cache = SlotCache()
         self._slots = Slots.empty(capacity, model.device)
@@ -127,14 +129,15 @@ class Batch:
         entered = self._enter(waiting)
         ids_t, plan = self._plan(entered)
         live = self._live
-        logits_bv = self._model(
-            input_ids=ids_t[None],
-            position_ids=plan.position_t[None],
-            use_cache=False,
-            logits_to_keep=self._keep,
-            slots=(self._cache, plan),
-        ).logits[0]
-        token_b, log_prob_b = sample(logits_bv, uniform(live.stream, live.made), self._knobs)
+        with fitting_threads(len(ids_t), self._small):
+            logits_bv = self._model(
+                input_ids=ids_t[None],
+                position_ids=plan.position_t[None],
+                use_cache=False,
+                logits_to_keep=self._keep,
+                slots=(self._cache, plan),
+            ).logits[0]
+            token_b, log_prob_b = sample(logits_bv, uniform(live.stream, live.made), self._knobs)
         live.out_tokens.scatter_(1, live.made[:, None], token_b[:, None])
         live.out_log_probs.scatter_(1, live.made[:, None], log_prob_b[:, None])
         live.token.copy_(token_b)
@@ -202,7 +205,7 @@ class Batch:
         self._prefixes[row.prefix] = row
 
     def _fill(self, entered: list[Entry]) -> None:
-        """Write the numbers of rows just seated, whose slots are the last ones; one copy a field for all rows."""
+        """Write the numbers of rows just seated, whose slots are the last ones: one copy a field."""
         slots, rows = self._slots, [entry.row for entry in entered]
         params = [row.params for row in rows]
         stops = [list(knob.stop_token_ids) for knob in params]
