@@ -7,23 +7,25 @@ made elsewhere.
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from heapq import heappop, heappush
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush, heapreplace
 from math import ceil
+from typing import Self
 
-MicroBatches = list[list[int]]
+# Micro-batches of one round that differ by less than this share of the dearest are equal enough.
+LEVEL = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One optimizer step: `ranks[r][m]` are the indices of the samples in micro-batch m of DP rank r.
 
-    All ranks have equally many micro-batches, the dearest first; one is empty only for want of samples.
+    All ranks have equally many micro-batches, the dearest round first; one is empty only for want of samples.
     `token_fill` is tokens / (micro-batches x cap). `lockstep_over_ideal` is the sum over m of the dearest
     micro-batch m, `makespan_over_ideal` the dearest rank's total, both over the mean total of a rank.
     """
 
-    ranks: list[MicroBatches]
+    ranks: list[list[list[int]]]
     token_fill: float
     lockstep_over_ideal: float
     makespan_over_ideal: float
@@ -49,98 +51,25 @@ def schedule(
     """Cut samples in order into steps of `global_batch_size` and spread each step over `dp` ranks.
 
     `lengths` are tokens per sample; a micro-batch holds at most `max_tokens_per_gpu` x `cp` of them, or one
-    longer sample alone. `cost(length)` is one sample's cost in any unit, such as FLOPs. Each rank gets the same
-    number of micro-batches, the least multiple of `multiple_of` that fits. The arguments alone decide.
+    longer sample alone, never cut. `cost(length)` > 0 is one sample's cost in any unit, such as FLOPs; it is
+    asked once per length. Each rank gets the same number of micro-batches, the least multiple of `multiple_of`
+    that best-fit decreasing needs. Equal arguments give equal schedules, and only lengths break ties between
+    samples of a step: their order moves samples of equal length alone.
     """
     price = {length: cost(length) for length in set(lengths)}
-    costs = [price[length] for length in lengths]
-    layout = _Layout(lengths, costs, dp, max_tokens_per_gpu * cp, multiple_of)
-    starts = range(0, len(lengths), global_batch_size)
-    return Schedule([layout.step(range(len(lengths))[start : start + global_batch_size]) for start in starts])
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    lengths: Sequence[int]
-    costs: Sequence[float]
-    dp: int
-    cap: int
-    multiple_of: int
-
-    def step(self, indices: Sequence[int]) -> Step:
-        rounds = self._rounds(sorted(indices, key=lambda i: (-self.lengths[i], i)))
-        return self._measured(self._ranks(rounds))
-
-    def _rounds(self, longest_first: Sequence[int]) -> list[MicroBatches]:
-        """Groups of `dp` micro-batches of like cost, the dearest group first."""
-        tight = pack([self.lengths[i] for i in longest_first], self.cap)
-        unit = self.dp * self.multiple_of
-        count = unit * ceil(len(tight) / unit)
-        bins = self._even(longest_first, count)
-        if bins is None:
-            bins = _filled([[longest_first[i] for i in members] for members in tight], count)
-        bins.sort(key=self._total, reverse=True)
-        return [bins[start : start + self.dp] for start in range(0, count, self.dp)]
-
-    def _even(self, longest_first: Sequence[int], count: int) -> MicroBatches | None:
-        """Each sample into the cheapest of `count` bins with room for it; None if one finds no room."""
-        bins: MicroBatches = [[] for _ in range(count)]
-        rooms = [self.cap] * count
-        cheapest = [(0.0, number) for number in range(count)]
-        for index in longest_first:
-            length, full = self.lengths[index], []
-            while cheapest and bins[cheapest[0][1]] and rooms[cheapest[0][1]] < length:
-                full.append(heappop(cheapest))
-            if not cheapest:
-                return None
-            total, number = heappop(cheapest)
-            bins[number].append(index)
-            rooms[number] -= length
-            heappush(cheapest, (total + self.costs[index], number))
-            for entry in full:
-                heappush(cheapest, entry)
-        return bins
-
-    def _ranks(self, rounds: list[MicroBatches]) -> list[MicroBatches]:
-        """Deal each round out: its dearest micro-batch to the rank that has least so far."""
-        ranks: list[MicroBatches] = [[] for _ in range(self.dp)]
-        totals = [0.0] * self.dp
-        for group in rounds:
-            waiting = sorted(range(self.dp), key=totals.__getitem__)
-            for rank, members in zip(waiting, sorted(group, key=self._total, reverse=True), strict=True):
-                ranks[rank].append(members)
-                totals[rank] += self._total(members)
-        return ranks
-
-    def _measured(self, ranks: list[MicroBatches]) -> Step:
-        costs = [[self._total(members) for members in rank] for rank in ranks]
-        ideal = sum(map(sum, costs)) / self.dp or 1.0
-        tokens = sum(self.lengths[i] for rank in ranks for members in rank for i in members)
-        return Step(
-            ranks=ranks,
-            token_fill=tokens / (self.dp * len(ranks[0]) * self.cap),
-            lockstep_over_ideal=sum(map(max, zip(*costs, strict=True))) / ideal,
-            makespan_over_ideal=max(map(sum, costs)) / ideal,
-        )
-
-    def _total(self, members: Sequence[int]) -> float:
-        return sum(self.costs[i] for i in members)
-
-
-def _filled(bins: MicroBatches, count: int) -> MicroBatches:
-    """`bins` with new ones up to `count`, each taking a sample from the bin that has most."""
-    while len(bins) < count:
-        richest = max(bins, key=len)
-        bins.append([richest.pop()] if len(richest) > 1 else [])
-    return bins
+    samples = [_Sample(index, length, price[length]) for index, length in enumerate(lengths)]
+    cap, steps = max_tokens_per_gpu * cp, []
+    for start in range(0, len(samples), global_batch_size):
+        longest_first = sorted(samples[start : start + global_batch_size], key=lambda s: -s.length)
+        steps.append(_measured(_ranks(_rounds(longest_first, dp, cap, multiple_of)), cap))
+    return Schedule(steps)
 
 
 def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Split sample indices into micro-batches of at most `max_tokens` tokens each.
+    """Split sample indices into few micro-batches of at most `max_tokens` tokens each.
 
-    Longest first, each into the fullest micro-batch that still has room (best-fit decreasing); ties go to
-    the earlier sample, so that the result is a function of the lengths. A sample longer than the cap gets a
-    micro-batch of its own and is never cut.
+    Best-fit decreasing: longest first, each into the fullest micro-batch that still has room. Ties go to the
+    earlier sample. A sample longer than the cap gets a micro-batch of its own and is never cut.
     """
     bins: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (free tokens, bin), sorted
@@ -154,3 +83,145 @@ def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         bins[number].append(index)
         insort(rooms, (free - lengths[index], number))
     return bins
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    index: int
+    length: int
+    cost: float
+
+
+@dataclass(slots=True)
+class _Bin:
+    """A micro-batch in the making; `room` is what the cap leaves, negative around a longer sample."""
+
+    room: int
+    cost: float = 0.0
+    samples: list[_Sample] = field(default_factory=list)
+
+    def add(self, *samples: _Sample) -> Self:
+        self.samples += samples
+        self.room -= sum(sample.length for sample in samples)
+        self.cost += sum(sample.cost for sample in samples)
+        return self
+
+    def take(self, sample: _Sample) -> _Sample:
+        self.samples.remove(sample)
+        self.room += sample.length
+        self.cost -= sample.cost
+        return sample
+
+
+def _rounds(longest_first: list[_Sample], dp: int, cap: int, multiple_of: int) -> list[list[_Bin]]:
+    """Groups of `dp` bins of like cost that run side by side, the dearest group first."""
+    tight = pack([sample.length for sample in longest_first], cap)
+    rounds = multiple_of * ceil(len(tight) / (dp * multiple_of))
+    bins = _even(longest_first, _targets(longest_first, dp, rounds), cap)
+    if bins is None:
+        bins = [_Bin(cap).add(*(longest_first[i] for i in members)) for members in tight]
+        bins += [_Bin(cap) for _ in range(dp * rounds - len(bins))]
+    _fill_empty(bins)
+    bins.sort(key=lambda b: -b.cost)
+    groups = [bins[start : start + dp] for start in range(0, len(bins), dp)]
+    for group in groups:
+        _level(group)
+    return groups
+
+
+def _targets(longest_first: list[_Sample], dp: int, rounds: int) -> list[float]:
+    """What each bin should cost: an equal share of what is left, or more where a round's dearest sample does.
+
+    In a round that one long sample makes dear, the other ranks have time to spare: their bins take more, so
+    that those of later rounds can take less.
+    """
+    left = sum(sample.cost for sample in longest_first) / dp
+    targets: list[float] = []
+    for number in range(rounds):
+        head = longest_first[number * dp].cost if number * dp < len(longest_first) else 0.0
+        targets.append(max(head, left / (rounds - number)))
+        left = max(0.0, left - targets[-1])
+    return [target for target in targets for _ in range(dp)]
+
+
+def _even(longest_first: list[_Sample], targets: list[float], cap: int) -> list[_Bin] | None:
+    """Each sample into the bin that lacks most of its target and has room; None if one finds no room."""
+    bins = [_Bin(cap) for _ in targets]
+    ready = [(-target, number) for number, target in enumerate(targets)]  # (cost - target, bin)
+    heapify(ready)
+    parked: list[tuple[int, tuple[float, int]]] = []  # (-room, entry), too full for samples as long as this one
+    for sample in longest_first:
+        while parked and -parked[0][0] >= sample.length:
+            heappush(ready, heappop(parked)[1])
+        while ready and (lacking := bins[ready[0][1]]).samples and lacking.room < sample.length:
+            heappush(parked, (-lacking.room, heappop(ready)))
+        if not ready:
+            return None
+        excess, number = ready[0]
+        bins[number].add(sample)
+        heapreplace(ready, (excess + sample.cost, number))
+    return bins
+
+
+def _fill_empty(bins: list[_Bin]) -> None:
+    """Give each empty bin the shortest sample of the bin that has most, as far as samples reach."""
+    for empty in [b for b in bins if not b.samples]:
+        richest = max(bins, key=lambda b: len(b.samples))
+        if len(richest.samples) > 1:
+            empty.add(richest.take(richest.samples[-1]))
+
+
+def _level(group: list[_Bin]) -> None:
+    """Exchange samples between the dearest bin of a round and cheaper ones until none makes it cheaper."""
+    for _ in range(4 * len(group)):  # each rank's bin is dearest a few times at most; a bound on the time
+        *cheaper, dearest = sorted(group, key=lambda b: b.cost)
+        if not any(_exchange(dearest, other) for other in cheaper):
+            return
+
+
+def _exchange(dear: _Bin, cheap: _Bin) -> bool:
+    """Swap two samples, or move one, such that the costs of two bins come closest; False if none helps."""
+    half_gap = (dear.cost - cheap.cost) / 2
+    if 2 * half_gap <= LEVEL * dear.cost:
+        return False
+    nothing = _Sample(-1, 0, 0.0)
+    ladder = sorted([nothing, *cheap.samples], key=lambda s: s.cost)
+    costs = [sample.cost for sample in ladder]
+    best, pair = half_gap, None
+    for sample in dear.samples:
+        wanted = sample.cost - half_gap
+        place = bisect_left(costs, wanted)
+        for back in ladder[max(place - 1, 0) : place + 1]:
+            error = abs(back.cost - wanted)
+            if error < best and -dear.room <= sample.length - back.length <= cheap.room:
+                best, pair = error, (sample, back)
+    if pair is None:
+        return False
+    cheap.add(dear.take(pair[0]))
+    if pair[1] is not nothing:
+        dear.add(cheap.take(pair[1]))
+    return True
+
+
+def _ranks(groups: list[list[_Bin]]) -> list[list[_Bin]]:
+    """Deal each round out: its dearest bin to the rank that has least so far."""
+    ranks: list[list[_Bin]] = [[] for _ in groups[0]]
+    totals = [0.0] * len(ranks)
+    for group in groups:
+        least_first = sorted(range(len(ranks)), key=totals.__getitem__)
+        for rank, dearest in zip(least_first, sorted(group, key=lambda b: -b.cost), strict=True):
+            ranks[rank].append(dearest)
+            totals[rank] += dearest.cost
+    return ranks
+
+
+def _measured(ranks: list[list[_Bin]], cap: int) -> Step:
+    costs = [[sum(sample.cost for sample in b.samples) for b in rank] for rank in ranks]
+    ideal = sum(map(sum, costs)) / len(ranks)
+    tokens = sum(sample.length for rank in ranks for b in rank for sample in b.samples)
+    return Step(
+        ranks=[[[sample.index for sample in b.samples] for b in rank] for rank in ranks],
+        token_fill=tokens / (len(ranks) * len(ranks[0]) * cap),
+        lockstep_over_ideal=sum(map(max, zip(*costs, strict=True))) / ideal,
+        makespan_over_ideal=max(map(sum, costs)) / ideal,
+    )
