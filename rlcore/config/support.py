@@ -74,20 +74,14 @@ def _rollout(recipe: Recipe) -> Iterator[Unbuilt]:
 
 
 def _training(recipe: Recipe) -> Iterator[Unbuilt]:
-    optimizer, mtp, train = recipe.optimizer, recipe.mtp, recipe.train
+    mtp, train = recipe.mtp, recipe.train
     yield Unbuilt(
         "mtp.num_layers", mtp.num_layers > 0, "multi-token prediction in the trainer", "num_layers: 0"
     )
-    yield Unbuilt(
-        "optimizer.cpu_offload", optimizer.cpu_offload, "an offloaded optimizer", "cpu_offload: false"
-    )
-    aware = optimizer.precision_aware
-    yield Unbuilt("optimizer.precision_aware", aware, "a precision-aware optimizer", "precision_aware: false")
     yield Unbuilt("model.load", recipe.model.load is not None, "loading torch_dist checkpoints", "leave it out")
     reference = recipe.algorithm.kl.reference not in (None, recipe.model.checkpoint)
     yield Unbuilt("algorithm.kl.reference", reference, "another reference checkpoint", "leave it out")
     yield Unbuilt(
         "checkpoints.asynchronous", recipe.checkpoints.asynchronous, "saving in the background", "false"
     )
-    yield Unbuilt("recompute.loss", recipe.recompute.loss, "recomputing the loss", "loss: false")
     yield Unbuilt("train.pad_multiple", train.pad_multiple > 1, "padding of micro-batches", "pad_multiple: 1")

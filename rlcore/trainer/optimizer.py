@@ -17,9 +17,10 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from rlcore.config.native import megatron_problems
-from rlcore.config.schema import Optimizer
+from rlcore.config.schema import BadSteps, Optimizer
 from rlcore.errors import Problem, fail, raise_if_any
 from rlcore.models.forward import PolicyModel
+from rlcore.trainer.guard import StepGuard
 
 # Gradients of micro-batches add up in float32, whatever the model computes in. Weights are whole when a step
 # ends: gathered later, they would be exported stale.
@@ -43,6 +44,7 @@ class TrainingState:
         settings: Optimizer,
         total_steps: int,
         megatron: Mapping[str, Any],
+        bad_steps: BadSteps,
     ) -> None:
         fields = _optimizer_fields(config, settings)
         raise_if_any([*_missing_hardware(settings), *megatron_problems(megatron)])
@@ -56,11 +58,12 @@ class TrainingState:
             no_sync = [stage.no_sync for stage in self.stages]
             config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
         self.optimizer: ChainedOptimizer = get_megatron_optimizer(
-            OptimizerConfig(**fields, **_known(OptimizerConfig, megatron)),
+            OptimizerConfig(**{**fields, **_known(OptimizerConfig, megatron)}),
             self.stages,
             use_gloo_process_groups=False,
         )
         self.schedule = _schedule(self.optimizer, settings, total_steps)
+        self.guard = StepGuard(bad_steps)
         self._clip = settings.clip_grad
 
     @property
@@ -82,7 +85,8 @@ class TrainingState:
         """Clip by the norm that `gradient_norm()` gave, update the weights and advance the schedule."""
         if self._clip > 0:
             for part in self.optimizer.chained_optimizers:
-                clip_grad_by_total_norm_fp32(part.get_parameters(), self._clip, gradient_norm)
+                decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+                clip_grad_by_total_norm_fp32(part.get_parameters(), self._clip, gradient_norm, decoupled)
         self.optimizer.step_with_ready_grads()
         self.schedule.step(increment=1)
 
@@ -93,6 +97,8 @@ def _finalize(stages: list[torch.nn.Module], num_tokens: torch.Tensor | None = N
 
 
 def _optimizer_fields(config: TransformerConfig, settings: Optimizer) -> dict[str, Any]:
+    # Without a GPU the states are in host memory as they are.
+    offload = settings.cpu_offload and torch.cuda.is_available()
     return {
         "optimizer": "adam",
         "lr": settings.lr,
@@ -105,15 +111,15 @@ def _optimizer_fields(config: TransformerConfig, settings: Optimizer) -> dict[st
         "bf16": config.bf16,
         "params_dtype": config.params_dtype,
         "use_distributed_optimizer": True,
-        "use_precision_aware_optimizer": settings.precision_aware,
-        "optimizer_cpu_offload": settings.cpu_offload,
-        "overlap_cpu_optimizer_d2h_h2d": settings.overlap_offload,
+        # Megatron's hybrid optimizer takes its gradients from where the precision-aware one does.
+        "use_precision_aware_optimizer": settings.precision_aware or offload,
+        "optimizer_cpu_offload": offload,
+        "optimizer_offload_fraction": float(offload),
+        "overlap_cpu_optimizer_d2h_h2d": settings.overlap_offload and offload,
     }
 
 
 def _missing_hardware(settings: Optimizer) -> Iterator[Problem]:
-    if settings.cpu_offload and not torch.cuda.is_available():
-        yield Problem("optimizer.cpu_offload", "there is no GPU to offload from", "set it to false")
     if settings.precision_aware and importlib.util.find_spec("transformer_engine") is None:
         yield Problem("optimizer.precision_aware", "needs TransformerEngine", "install it, or set it to false")
 

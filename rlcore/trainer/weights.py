@@ -14,7 +14,7 @@ class HostWeights:
 
     def __init__(self, stages: Sequence[PolicyModel]) -> None:
         self._stages = stages
-        self._copies = [tensor.detach().to("cpu", copy=True) for tensor in self._live()]
+        self._copies = [_copied(tensor.detach()) for tensor in self._live()]
 
     def _live(self) -> Iterator[torch.Tensor]:
         return chain.from_iterable(chain(stage.parameters(), stage.buffers()) for stage in self._stages)
@@ -23,7 +23,7 @@ class HostWeights:
     def restore(self) -> None:
         """Write the snapshot into the model, in place."""
         for tensor, copy in zip(self._live(), self._copies, strict=True):
-            tensor.copy_(copy)
+            tensor.copy_(copy, non_blocking=True)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
@@ -34,3 +34,9 @@ class HostWeights:
             yield
         finally:
             own.restore()
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in host memory, page-locked where a GPU will read it back."""
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor)
