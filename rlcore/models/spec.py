@@ -3,6 +3,7 @@
 It is plain data until `layer_specs` is called, so that planning and validation need no torch.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,6 +60,6 @@ class ModelSpec:
     def flops(self, length: int) -> float:
         """Forward FLOPs of one sequence of `length` tokens, output layer included."""
         return (
-            sum(layer.flops(length) for layer in self.layers)
+            sum(count * layer.flops(length) for layer, count in Counter(self.layers).items())
             + 2.0 * length * self.hidden_size * self.vocab_size
         )
