@@ -49,6 +49,17 @@ class Algorithm(Section):
     """Correction for the gap between engine and trainer."""
 
 
+class BadSteps(Section):
+    """Optimizer steps that would spoil the weights are left out and counted; several in a row end the run."""
+
+    on_nonfinite: Literal["skip", "fail"] = "skip"
+    """A loss or gradient that is not finite: leave the step out, or end the run at once."""
+    spike_factor: float | None = Field(default=None, gt=1)
+    """Leave out a step whose gradient norm exceeds this many times the recent median; by default none."""
+    max_in_a_row: NonNegativeInt = 3
+    """Steps left out one after the other before the run ends."""
+
+
 class Train(Section):
     """Steps and batches."""
 
@@ -70,6 +81,8 @@ class Train(Section):
     """Pack and order so that ranks that wait for each other work equally long."""
     threads: PositiveInt | None = None
     """CPU threads for torch; by default all cores."""
+    bad_steps: BadSteps = BadSteps()
+    """What happens to steps that would spoil the weights."""
 
 
 class Optimizer(Section):
@@ -96,7 +109,7 @@ class Optimizer(Section):
     clip_grad: NonNegativeFloat = 1.0
     """Largest gradient norm; 0 does not clip."""
     cpu_offload: bool = False
-    """Keep optimizer states in host memory."""
+    """Keep optimizer states in host memory and update weights there; without a GPU they are there already."""
     overlap_offload: bool = False
     """Overlap the copies of offloaded states."""
     precision_aware: bool = False
@@ -137,8 +150,6 @@ class Recompute(Section):
     """Layers per group, or layers recomputed per stage."""
     modules: list[str] = []
     """Modules under selective recomputation (core_attn, moe, mlp, …)."""
-    loss: bool = False
-    """Also compute log-probs and loss again instead of keeping the logits."""
 
 
 class MTP(Section):

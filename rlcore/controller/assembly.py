@@ -33,6 +33,7 @@ def make_trainer(
         recompute=recipe.recompute,
         megatron=recipe.megatron,
         max_tokens_per_gpu=recipe.train.max_tokens_per_gpu,
+        bad_steps=recipe.train.bad_steps,
         temperature=temperature,
         log_probs_chunk=recipe.train.log_probs_chunk,
         reference=Path(recipe.algorithm.kl.reference) if recipe.algorithm.kl.reference else None,

@@ -26,6 +26,8 @@ from rlcore.telemetry.rollouts import TRAINING, write_samples
 from rlcore.trainer.objectives import PolicyObjective
 
 if TYPE_CHECKING:
+    import torch
+
     from rlcore.trainer.trainer import Trainer
 
 
@@ -98,8 +100,8 @@ class Grpo:
         trainer = self._actors.trainer
         updates = split_updates(samples, batch_size(self._recipe))
         plain = [self._train_sample(sample) for sample in samples]
-        log_probs = trainer.log_probs(plain) if self._needs_log_probs(len(updates)) else None
-        reference = trainer.reference_log_probs(plain) if self._needs_reference() else None
+        log_probs = _in_order(trainer.log_probs(plain)) if self._needs_log_probs(len(updates)) else None
+        reference = _in_order(trainer.reference_log_probs(plain)) if self._needs_reference() else None
         advantages, estimate = estimate_advantages(
             samples, self._estimator, self._recipe.algorithm, log_probs, reference
         )
@@ -175,6 +177,10 @@ class Grpo:
             self._session.progress.status(phase, done, total)
 
         return show
+
+
+def _in_order(by_index: "Mapping[int, torch.Tensor]") -> "list[torch.Tensor]":
+    return [by_index[index] for index in range(len(by_index))]
 
 
 def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 from rlcore.config.native import megatron_problems
 from rlcore.config.schema import Parallel, Recompute
 from rlcore.errors import Problem, raise_if_any
+from rlcore.layout.plan import expert_sizes
 from rlcore.models.spec import ModelSpec
 
 # What makes packed micro-batches of unequal lengths train right; rlcore computes losses per token. Experts are
@@ -62,19 +64,28 @@ def transformer_config(
     return kind(num_layers=len(spec.layers), hidden_size=spec.hidden_size, **fields)
 
 
+def virtual_stages(parallel: Parallel) -> int | None:
+    """Stages per pipeline rank, by `vpp` or the free-form layout; None for one, not to be interleaved."""
+    stages = parallel.vpp or 1
+    if parallel.pipeline_layout is not None:
+        stages = PipelineParallelLayerLayout.get_num_stages_from_str(parallel.pipeline_layout) // parallel.pp
+    return stages if stages > 1 else None
+
+
 def _parallel_fields(parallel: Parallel) -> dict[str, Any]:
     """Sequence parallelism comes with TP always: without it, latent attention's norms get wrong gradients."""
+    ep, etp = expert_sizes(parallel)
     return {
         "tensor_model_parallel_size": parallel.tp,
         "sequence_parallel": parallel.tp > 1,
         "pipeline_model_parallel_size": parallel.pp,
-        "virtual_pipeline_model_parallel_size": parallel.vpp,
+        "virtual_pipeline_model_parallel_size": virtual_stages(parallel),
         "num_layers_in_first_pipeline_stage": parallel.first_stage_layers,
         "num_layers_in_last_pipeline_stage": parallel.last_stage_layers,
         "pipeline_model_parallel_layout": parallel.pipeline_layout,
         "context_parallel_size": parallel.cp,
-        "expert_model_parallel_size": parallel.ep,
-        "expert_tensor_parallel_size": parallel.etp,
+        "expert_model_parallel_size": ep,
+        "expert_tensor_parallel_size": etp,
     }
 
 

@@ -10,7 +10,6 @@ from itertools import chain
 import numpy as np
 import torch
 
-from rlcore.data.packing import pack
 from rlcore.data.train_sample import TrainSample
 from rlcore.models.attention import PackedSequences
 
@@ -38,25 +37,13 @@ class MicroBatch:
     fresh_t: torch.Tensor | None
 
 
-def micro_batches(
+def micro_batch(
     samples: Sequence[TrainSample],
-    max_tokens: int,
+    indices: Sequence[int],
     device: torch.device,
     weights: Sequence[torch.Tensor] | None = None,
-) -> list[MicroBatch]:
-    """Pack samples under `max_tokens`. `weights` are each sample's shares [t] in the loss, by default zero."""
-    return [
-        _micro_batch(samples, tuple(indices), device, weights)
-        for indices in pack([len(sample.tokens) for sample in samples], max_tokens)
-    ]
-
-
-def _micro_batch(
-    samples: Sequence[TrainSample],
-    indices: tuple[int, ...],
-    device: torch.device,
-    weights: Sequence[torch.Tensor] | None,
 ) -> MicroBatch:
+    """Pack samples, by index. `weights` are each sample's shares [t] in the loss, by default zero."""
     members = [samples[i] for i in indices]
     lengths = [len(sample.tokens) for sample in members]
     responses = torch.tensor([sample.response_length for sample in members])
@@ -68,7 +55,7 @@ def _micro_batch(
     tokens_s = torch.tensor(list(chain.from_iterable(sample.tokens for sample in members)))
     weight_t = torch.cat([weights[i] for i in indices]) if weights else torch.zeros(len(predict_t))
     return MicroBatch(
-        indices=indices,
+        indices=tuple(indices),
         response_lengths=tuple(responses.tolist()),
         sequences=PackedSequences.of(lengths, device),
         tokens_s=tokens_s.to(device),

@@ -64,6 +64,7 @@ def load_state(state: TrainingState, folder: Path) -> None:
     state.optimizer.load_state_dict(loaded["optimizer"])
     state.schedule.num_steps = 0
     state.schedule.load_state_dict(loaded["schedule"])
+    state.guard.load_state_dict(loaded["guard"])
     _set_random_states(loaded["random"])
 
 
@@ -75,6 +76,7 @@ def _sharded(state: TrainingState, is_loading: bool) -> dict[str, Any]:
         **weights,
         "optimizer": state.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_metadata()),
         "schedule": state.schedule.state_dict(),
+        "guard": state.guard.state_dict(),
         "random": ShardedObject("random", _random_states(), (world_size,), (rank,)),
     }
 

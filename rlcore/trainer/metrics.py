@@ -1,6 +1,8 @@
-"""Adds up what micro-batches report into the metrics of a step: weighted means, plain means and maxima."""
+"""Adds up what micro-batches report, on this rank and over all, into the metrics of a step."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,21 +12,51 @@ from rlcore.trainer.batch import MicroBatch
 from rlcore.trainer.objectives import TokenLoss
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tally:
-    """Sums and maxima of one micro-batch, or of many; scalars stay tensors, so that no device is waited for."""
+    """Sums and maxima of one micro-batch; scalars stay tensors, so that no device is waited for."""
 
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    maxima: dict[str, torch.Tensor] = field(default_factory=dict)
+    sums: Mapping[str, torch.Tensor]
+    maxima: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums and maxima of many micro-batches, as numbers that can cross processes."""
+
+    sums: Mapping[str, float] = field(default_factory=dict)
+    maxima: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def merge(cls, tallies: Sequence["Tally"]) -> "Tally":
-        sums = [tally.sums for tally in tallies]
-        maxima = [tally.maxima for tally in tallies]
+    def of(cls, tallies: Sequence[Tally]) -> "Totals":
+        """Read the micro-batches of this rank from their device, all at once."""
+        if not tallies:
+            return cls()
+        scalars = [value for one in tallies for value in (*one.sums.values(), *one.maxima.values())]
+        numbers = iter(torch.stack([scalar.float() for scalar in scalars]).tolist())
+
+        def read(named: Mapping[str, torch.Tensor]) -> dict[str, float]:
+            return {name: next(numbers) for name in named}
+
+        return cls.merge(cls(sums=read(one.sums), maxima=read(one.maxima)) for one in tallies)
+
+    @classmethod
+    def merge(cls, totals: Iterable["Totals"]) -> "Totals":
+        """Add up; what some lack counts as nothing there."""
+        sums, maxima = defaultdict(list), defaultdict(list)
+        for one in totals:
+            for name, value in one.sums.items():
+                sums[name].append(value)
+            for name, value in one.maxima.items():
+                maxima[name].append(value)
         return cls(
-            {name: torch.stack([one[name] for one in sums]).sum() for name in sums[0]},
-            {name: torch.stack([one[name] for one in maxima]).amax() for name in maxima[0]},
+            {name: math.fsum(values) for name, values in sums.items()},
+            {name: max(values, key=_nan_above_all) for name, values in maxima.items()},
         )
+
+
+def _nan_above_all(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 @torch.no_grad()
@@ -50,18 +82,12 @@ def tally(scores: TokenScores, loss: TokenLoss, batch: MicroBatch) -> Tally:
     return Tally(sums, maxima)
 
 
-def summary(total: Tally) -> dict[str, float]:
+def summary(totals: Totals) -> dict[str, float]:
     """The step's metrics: `loss`, `tokens`, each per-token metric's mean, and the log-prob gap in nats."""
-    sums = _numbers(total.sums)
+    sums = dict(totals.sums)
     tokens, weight = sums.pop("tokens"), sums.pop("weight")
     found = {"loss": sums.pop("loss"), "tokens": tokens}
     if "gap" in sums:
         found["logprob_gap/mean"] = sums.pop("gap") / max(sums.pop("fresh"), 1.0)
     found |= {name: value / weight if weight else 0.0 for name, value in sums.items()}
-    return found | _numbers(total.maxima)
-
-
-def _numbers(scalars: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    if not scalars:
-        return {}
-    return dict(zip(scalars, torch.stack(list(scalars.values())).tolist(), strict=True))
+    return found | dict(totals.maxima)

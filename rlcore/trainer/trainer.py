@@ -22,17 +22,19 @@ from rlcore.algorithms.reduction import token_weights
 from rlcore.bridge.export import Exporter, save_hf
 from rlcore.bridge.load import load_hf
 from rlcore.bridge.table import WeightBridge
-from rlcore.config.schema import Model, Optimizer, Parallel, Recompute
+from rlcore.config.schema import BadSteps, Model, Optimizer, Parallel, Recompute
 from rlcore.data.train_sample import TrainSample
-from rlcore.errors import Problem, fail, raise_if_any
+from rlcore.errors import Problem, raise_if_any
 from rlcore.models.build import build_model, transformer_config
 from rlcore.models.forward import forward_hidden, output_weight, vocabulary_start
 from rlcore.models.spec import ModelSpec
-from rlcore.trainer.batch import MicroBatch, micro_batches
+from rlcore.trainer.batch import MicroBatch
 from rlcore.trainer.checkpoint import load_state, load_weights, save_state
-from rlcore.trainer.metrics import Tally, summary, tally
+from rlcore.trainer.guard import BadStepError
+from rlcore.trainer.metrics import Tally, Totals, summary, tally
 from rlcore.trainer.objectives import Objective
 from rlcore.trainer.optimizer import TrainingState, is_training_field
+from rlcore.trainer.share import Share, from_all_ranks, share_of, speaks
 from rlcore.trainer.weights import HostWeights
 
 _NAMED_SAMPLES = 5
@@ -67,6 +69,7 @@ class Trainer:
         recompute: Recompute | None = None,
         megatron: Mapping[str, Any] | None = None,
         max_tokens_per_gpu: int = 4096,
+        bad_steps: BadSteps | None = None,
         temperature: float = 1.0,
         log_probs_chunk: int | None = None,
         reference: Path | None = None,
@@ -81,7 +84,9 @@ class Trainer:
         )
         self._bridge = bridge
         self._reference_checkpoint = reference or checkpoint
+        self._cost = spec.flops
         self._max_tokens = max_tokens_per_gpu
+        self._bad_steps = bad_steps or BadSteps()
         self._temperature = temperature
         self._log_probs_chunk = log_probs_chunk
         self._reference: HostWeights | None = None
@@ -102,21 +107,26 @@ class Trainer:
 
     def prepare_optimizer(self, settings: Optimizer, total_steps: int) -> None:
         """Make gradient buffers, optimizer and schedule, whose decay ends at `total_steps` unless set."""
-        self._state = TrainingState(self.stages, self._config, settings, total_steps, self._megatron)
+        self._state = TrainingState(
+            self.stages, self._config, settings, total_steps, self._megatron, self._bad_steps
+        )
 
-    def log_probs(self, samples: Sequence[TrainSample]) -> list[torch.Tensor]:
-        """Log-prob of each response token under the current weights: float32 [t] per sample, on the host."""
+    def log_probs(self, samples: Sequence[TrainSample]) -> dict[int, torch.Tensor]:
+        """Log-prob of each response token under the current weights: float32 [t], on the host.
+
+        By index in `samples`, for those that this rank reports; each is reported by one rank of the world.
+        """
         _check(samples)
-        batches = micro_batches(samples, self._max_tokens, self._device)
+        share = self._share(samples)
         with torch.no_grad():
-            scored = self._run(batches, self._score_only, forward_only=True)
+            scored = self._run(share.batches, self._score_only, forward_only=True)
         found: dict[int, torch.Tensor] = {}
-        for batch, log_probs_t in scored:
+        for batch, log_probs_t in scored if speaks() else ():
             parts = log_probs_t.cpu().split(batch.response_lengths)
             found |= zip(batch.indices, parts, strict=True)
-        return [found[index] for index in range(len(samples))]
+        return {index: log_probs_t for index, log_probs_t in found.items() if index < share.fillers_from}
 
-    def reference_log_probs(self, samples: Sequence[TrainSample]) -> list[torch.Tensor]:
+    def reference_log_probs(self, samples: Sequence[TrainSample]) -> dict[int, torch.Tensor]:
         """`log_probs` under the reference policy, whose weights are read at the first call."""
         if self._reference is None:
             self._reference = self._read_reference()
@@ -132,37 +142,39 @@ class Trainer:
             own.restore()
 
     def train_step(self, samples: Sequence[TrainSample], objective: Objective) -> dict[str, float]:
-        """Take one optimizer step on `samples`, the whole step's, and return its metrics.
+        """Take one optimizer step on `samples`, the whole step's; return its metrics, the same on all ranks.
 
-        Raises RlcoreError where the loss or the gradient is not finite, before any weight changes.
+        A bad step is left out (`skipped` is then 1) or ends in RlcoreError, as the recipe says; either way
+        weights, optimizer and schedule stay as they are.
         """
         state = self._training_state()
-        metrics = self.backward(samples, objective)
-        learning_rate = state.learning_rate
+        rates = {"lr": state.learning_rate}
+        try:
+            metrics = self.backward(samples, objective)
+            state.guard.check(self.step + 1, metrics)
+        except BadStepError as bad:
+            state.guard.leave_out(bad)
+            return {**bad.metrics, **rates, "skipped": 1.0}
         state.step(metrics["grad_norm"])
-        return metrics | {"lr": learning_rate}
+        return {**metrics, **rates, "skipped": 0.0}
 
     def backward(self, samples: Sequence[TrainSample], objective: Objective) -> dict[str, float]:
-        """Leave the gradient of the loss on `samples` in the gradient buffers; return all metrics but `lr`.
+        """Leave the gradient of the loss on `samples` in the gradient buffers; return what there is to report.
 
-        Raises RlcoreError where the loss or the gradient is not finite.
+        Raises BadStepError, on all ranks, where the loss or the gradient is not finite.
         """
         state = self._training_state()
         _check(samples)
         masks = [torch.as_tensor(np.asarray(sample.loss_mask, np.float32)) for sample in samples]
-        weights = token_weights(masks, objective.reduction)
-        batches = micro_batches(samples, self._max_tokens, self._device, weights)
+        share = self._share(samples, token_weights(masks, objective.reduction))
         state.zero_gradients()
-        trained: list[_Trained] = self._run(batches, partial(self._loss, objective), forward_only=False)
-        metrics = summary(Tally.merge([one.tally for one in trained]))
-        gradient_norm = state.gradient_norm()
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(gradient_norm)):
-            raise self._not_finite(trained, samples, metrics["loss"], gradient_norm)
-        return metrics | {
-            "grad_norm": gradient_norm,
-            "samples": float(len(samples)),
-            "micro_batches": float(len(batches)),
-        }
+        trained: list[_Trained] = self._run(share.batches, partial(self._loss, objective), forward_only=False)
+        own = Totals.of([one.tally for one in trained] if speaks() else [])
+        metrics = summary(Totals.merge(from_all_ranks(own)))
+        metrics |= {"grad_norm": state.gradient_norm(), "samples": float(len(samples)), **share.metrics}
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            raise self._not_finite(trained if speaks() else [], samples, metrics)
+        return metrics
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer, schedule and random states in torch_dist format."""
@@ -179,6 +191,15 @@ class Trainer:
     def _training_state(self) -> TrainingState:
         assert self._state is not None, "prepare_optimizer comes first"
         return self._state
+
+    def _share(self, samples: Sequence[TrainSample], weights: Sequence[torch.Tensor] | None = None) -> Share:
+        return share_of(
+            samples,
+            weights,
+            max_tokens_per_gpu=self._max_tokens,
+            cost=self._cost,
+            device=self._device,
+        )
 
     def _run(
         self, batches: Sequence[MicroBatch], finish: Callable[..., Any], *, forward_only: bool
@@ -236,20 +257,21 @@ class Trainer:
         return loss, torch.zeros((), dtype=torch.int, device=loss.device), done
 
     def _not_finite(
-        self, trained: Sequence[_Trained], samples: Sequence[TrainSample], loss: float, gradient_norm: float
-    ) -> Exception:
-        names = [
+        self, trained: Sequence[_Trained], samples: Sequence[TrainSample], metrics: Mapping[str, float]
+    ) -> BadStepError:
+        """Name the samples whose loss is at fault, on whichever rank they are."""
+        own = [
             samples[one.batch.indices[row]].name
             for one in trained
             for row in one.batch.sample_t[~(one.loss_t * one.batch.weight_t).isfinite()].unique().tolist()
         ]
+        names = [name for rank in from_all_ranks(own) for name in rank]
         more = len(names) - _NAMED_SAMPLES
         listed = ", ".join(names[:_NAMED_SAMPLES]) + (f" and {more} more" if more > 0 else "")
-        return fail(
-            f"optimizer step {self.step + 1}",
-            f"loss {loss}, gradient norm {gradient_norm}" + (f", from {listed}" if names else ""),
-            "weights are as before the step; lower optimizer.lr, or look at these samples' advantages",
-        )
+        place, loss, norm = f"optimizer step {self.step + 1}", metrics["loss"], metrics["grad_norm"]
+        message = f"loss {loss}, gradient norm {norm}" + (f", from {listed}" if names else "")
+        remedy = "weights are as before the step; lower optimizer.lr, or look at these samples' advantages"
+        return BadStepError(Problem(place, message, remedy), metrics)
 
 
 def _check(samples: Sequence[TrainSample]) -> None:

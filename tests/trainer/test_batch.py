@@ -1,7 +1,7 @@
 import torch
 
 from rlcore.data.train_sample import TrainSample
-from rlcore.trainer.batch import micro_batches
+from rlcore.trainer.batch import micro_batch
 
 CPU = torch.device("cpu")
 SAMPLES = [
@@ -11,7 +11,7 @@ SAMPLES = [
 
 
 def test_each_response_token_is_predicted_from_the_place_before_it():
-    (batch,) = micro_batches(SAMPLES, 100, CPU)
+    batch = micro_batch(SAMPLES, [1, 0], CPU)
     assert batch.indices == (1, 0)
     assert batch.tokens_s.tolist() == [4, 5, 6, 7, 1, 2, 3]
     assert batch.predict_t.tolist() == [0, 1, 2, 5]
@@ -22,19 +22,18 @@ def test_each_response_token_is_predicted_from_the_place_before_it():
 
 
 def test_positions_start_anew_with_each_sample():
-    (batch,) = micro_batches(SAMPLES, 100, CPU)
+    batch = micro_batch(SAMPLES, [1, 0], CPU)
     assert batch.sequences.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
     assert batch.sequences.max_seqlen_q == 4
 
 
 def test_weights_follow_their_samples():
     weights = [torch.tensor([0.5]), torch.tensor([0.1, 0.0, 0.4])]
-    first, second = micro_batches(SAMPLES, 4, CPU, weights)
-    assert first.weight_t.tolist() == weights[1].tolist()
-    assert second.weight_t.tolist() == weights[0].tolist()
+    batch = micro_batch(SAMPLES, [1, 0], CPU, weights)
+    assert batch.weight_t.tolist() == [*weights[1].tolist(), *weights[0].tolist()]
 
 
 def test_a_field_that_some_samples_lack_is_absent():
     lacking = TrainSample(name="c", tokens=[1, 2], prompt_length=1, loss_mask=[1])
-    (batch,) = micro_batches([*SAMPLES, lacking], 100, CPU)
+    batch = micro_batch([*SAMPLES, lacking], [0, 1, 2], CPU)
     assert batch.advantages_t is None

@@ -5,7 +5,7 @@ from rlcore.algorithms.losses import ClipOptions, clip
 from rlcore.config.schema import Algorithm
 from rlcore.config.training import KL
 from rlcore.data.train_sample import TrainSample
-from rlcore.trainer.batch import micro_batches
+from rlcore.trainer.batch import micro_batch
 from rlcore.trainer.objectives import PolicyObjective, SftObjective
 
 SCORES = TokenScores(torch.tensor([-1.0, -2.0]), torch.tensor([0.5, 0.25]))
@@ -13,7 +13,7 @@ SCORES = TokenScores(torch.tensor([-1.0, -2.0]), torch.tensor([0.5, 0.25]))
 
 def batch(**fields):
     sample = TrainSample(name="a", tokens=[1, 2, 3], prompt_length=1, loss_mask=[1, 1], **fields)
-    return micro_batches([sample], 10, torch.device("cpu"))[0]
+    return micro_batch([sample], [0], torch.device("cpu"))
 
 
 def test_supervised_loss_is_the_negative_log_likelihood():

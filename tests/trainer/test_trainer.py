@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlcore.algorithms.losses import ClipOptions, clip
-from rlcore.config.schema import Algorithm, Optimizer
+from rlcore.config.schema import Algorithm, BadSteps, Optimizer
 from rlcore.config.training import KL
 from rlcore.errors import RlcoreError
 from rlcore.trainer.objectives import PolicyObjective, SftObjective
@@ -29,6 +29,14 @@ def reference_log_probs(checkpoint, samples, temperature=1.0):
     return model, found
 
 
+def in_order(by_index):
+    return [by_index[index] for index in range(len(by_index))]
+
+
+def log_probs_of(trainer, samples):
+    return in_order(trainer.log_probs(samples))
+
+
 def gradients(trainer):
     return {name: p.main_grad.clone() for name, p in trainer.stages[0].named_parameters()}
 
@@ -36,7 +44,7 @@ def gradients(trainer):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_are_those_of_transformers(checkpoint, make_trainer, make_samples, temperature):
     samples = make_samples(LENGTHS)
-    found = make_trainer(max_tokens_per_gpu=40, temperature=temperature).log_probs(samples)
+    found = log_probs_of(make_trainer(max_tokens_per_gpu=40, temperature=temperature), samples)
     _, expected = reference_log_probs(checkpoint, samples, temperature)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
@@ -98,7 +106,7 @@ def test_without_old_log_probs_the_current_ones_stand_in(make_trainer, make_samp
     samples = make_samples(LENGTHS, old_log_probs=None)
     trainer = make_trainer()
     trainer.prepare_optimizer(OPTIMIZER, total_steps=10)
-    current = trainer.log_probs(samples)
+    current = log_probs_of(trainer, samples)
     metrics = trainer.train_step(samples, policy())
     assert metrics["ratio"] == pytest.approx(1.0)
     again = make_trainer()
@@ -111,7 +119,7 @@ def test_the_gap_between_engine_and_trainer_counts_fresh_tokens_only(make_traine
     trainer = make_trainer()
     trainer.prepare_optimizer(OPTIMIZER, total_steps=10)
     (sample,) = make_samples([(3, 4)], old_log_probs=None, loss_mask=[1, 1, 1, 1])
-    (current,) = trainer.log_probs([sample])
+    (current,) = log_probs_of(trainer, [sample])
     engine = (current + torch.tensor([0.0, 0.25, -0.5, 8.0])).tolist()
     sample = dataclasses.replace(sample, rollout_log_probs=engine, fresh=[True, True, True, False])
     metrics = trainer.train_step([sample], policy())
@@ -185,14 +193,14 @@ def test_the_reference_stays_where_the_policy_started(make_trainer, make_samples
     samples = make_samples(LENGTHS)
     trainer = make_trainer()
     trainer.prepare_optimizer(Optimizer(lr=1e-2), total_steps=3)
-    before = trainer.log_probs(samples)
+    before = log_probs_of(trainer, samples)
     trainer.train_step(samples, SftObjective())
-    moved = trainer.log_probs(samples)
-    reference = trainer.reference_log_probs(samples)
+    moved = log_probs_of(trainer, samples)
+    reference = in_order(trainer.reference_log_probs(samples))
     for first, now, frozen in zip(before, moved, reference, strict=True):
         assert torch.equal(frozen, first)
         assert (now - first).abs().max() > 1e-3
-    for now, again in zip(moved, trainer.log_probs(samples), strict=True):
+    for now, again in zip(moved, log_probs_of(trainer, samples), strict=True):
         assert torch.equal(again, now)
     trained = [
         dataclasses.replace(s, old_log_probs=None, ref_log_probs=r)
@@ -201,24 +209,39 @@ def test_the_reference_stays_where_the_policy_started(make_trainer, make_samples
     assert trainer.train_step(trained, policy(kl=KL(loss_coefficient=0.1)))["kl"] > 0
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(make_trainer, make_samples):
-    trainer = make_trainer()
+def poisoned(samples):
+    bad = dataclasses.replace(samples[3], advantages=[float("nan")] * samples[3].response_length)
+    return [*samples[:3], bad, *samples[4:]]
+
+
+def test_a_loss_that_is_not_finite_can_end_the_run_before_the_weights_change(make_trainer, make_samples):
+    trainer = make_trainer(bad_steps=BadSteps(on_nonfinite="fail"))
     trainer.prepare_optimizer(OPTIMIZER, total_steps=3)
     samples = make_samples(LENGTHS)
-    bad = dataclasses.replace(samples[3], advantages=[float("nan")] * samples[3].response_length)
     before = [weight.clone() for _, weight in trainer.exporter]
     with pytest.raises(RlcoreError, match=r"optimizer step 1: loss nan.*from sample 3\n"):
-        trainer.train_step([*samples[:3], bad, *samples[4:]], policy())
+        trainer.train_step(poisoned(samples), policy())
     for (name, weight), old in zip(trainer.exporter, before, strict=True):
         assert torch.equal(weight, old), name
     assert math.isfinite(trainer.train_step(samples, policy())["loss"])
+
+
+def test_steps_that_are_not_finite_are_left_out_until_there_are_too_many_in_a_row(make_trainer, make_samples):
+    trainer = make_trainer(bad_steps=BadSteps(max_in_a_row=1))
+    trainer.prepare_optimizer(OPTIMIZER, total_steps=9)
+    samples = make_samples(LENGTHS)
+    batches = (poisoned(samples), samples, poisoned(samples))
+    assert [trainer.train_step(batch, policy())["skipped"] for batch in batches] == [1.0, 0.0, 1.0]
+    assert trainer.step == 1
+    with pytest.raises(RlcoreError, match="from sample 3"):
+        trainer.train_step(poisoned(samples), policy())
 
 
 def test_importance_weights_scale_the_loss(make_trainer, make_samples):
     trainer = make_trainer()
     trainer.prepare_optimizer(OPTIMIZER, total_steps=3)
     samples = make_samples(LENGTHS, old_log_probs=None)
-    engine = [log_probs - math.log(3) for log_probs in trainer.log_probs(samples)]
+    engine = [log_probs - math.log(3) for log_probs in log_probs_of(trainer, samples)]
     samples = [dataclasses.replace(s, rollout_log_probs=e) for s, e in zip(samples, engine, strict=True)]
     metrics = trainer.train_step(samples, policy(importance_sampling={"enabled": True, "high": 2.0}))
     assert metrics["importance_weight"] == pytest.approx(2.0)
@@ -245,7 +268,7 @@ def test_the_trained_model_opens_in_transformers(make_trainer, make_samples, tmp
     trainer.train_step(samples, SftObjective())
     trainer.save_hf(tmp_path / "trained")
     _, expected = reference_log_probs(tmp_path / "trained", samples)
-    for ours, theirs in zip(trainer.log_probs(samples), expected, strict=True):
+    for ours, theirs in zip(log_probs_of(trainer, samples), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
 
@@ -262,9 +285,18 @@ def test_few_logits_at_a_time_change_nothing(make_trainer, make_samples):
 def test_megatron_fields_reach_its_optimizer_but_not_those_of_the_recipe(make_trainer):
     trainer = make_trainer(megatron={"adam_beta1": 0.5, "lr": 1.0, "decoupled_weight_decay": False})
     with pytest.raises(RlcoreError) as error:
-        trainer.prepare_optimizer(Optimizer(cpu_offload=True), total_steps=3)
+        trainer.prepare_optimizer(Optimizer(precision_aware=True), total_steps=3)
     places = [problem.place for problem in error.value.problems]
-    assert places == ["optimizer.cpu_offload", "megatron.adam_beta1", "megatron.lr"]
+    assert places == ["optimizer.precision_aware", "megatron.adam_beta1", "megatron.lr"]
+
+
+def test_offloaded_states_are_those_of_a_machine_without_a_gpu(make_trainer, make_samples):
+    losses = []
+    for settings in (Optimizer(lr=1e-2), Optimizer(lr=1e-2, cpu_offload=True, overlap_offload=True)):
+        trainer = make_trainer()
+        trainer.prepare_optimizer(settings, total_steps=3)
+        losses.append([trainer.train_step(make_samples([(3, 5)]), SftObjective())["loss"] for _ in range(3)])
+    assert losses[0] == losses[1]
 
 
 def test_sending_gradients_early_changes_nothing(make_trainer, make_samples):
