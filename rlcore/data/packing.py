@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
 from math import ceil
-from typing import Self
 
 # Micro-batches of one round that differ by less than this share of the dearest are equal enough.
 LEVEL = 1e-3
@@ -65,26 +64,6 @@ def schedule(
     return Schedule(steps)
 
 
-def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Split sample indices into few micro-batches of at most `max_tokens` tokens each.
-
-    Best-fit decreasing: longest first, each into the fullest micro-batch that still has room. Ties go to the
-    earlier sample. A sample longer than the cap gets a micro-batch of its own and is never cut.
-    """
-    bins: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (free tokens, bin), sorted
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        slot = bisect_left(rooms, (lengths[index], -1))
-        if slot < len(rooms):
-            free, number = rooms.pop(slot)
-        else:
-            free, number = max_tokens, len(bins)
-            bins.append([])
-        bins[number].append(index)
-        insort(rooms, (free - lengths[index], number))
-    return bins
-
-
 @dataclass(frozen=True, slots=True)
 class _Sample:
     index: int
@@ -100,11 +79,10 @@ class _Bin:
     cost: float = 0.0
     samples: list[_Sample] = field(default_factory=list)
 
-    def add(self, *samples: _Sample) -> Self:
-        self.samples += samples
-        self.room -= sum(sample.length for sample in samples)
-        self.cost += sum(sample.cost for sample in samples)
-        return self
+    def add(self, sample: _Sample) -> None:
+        self.samples.append(sample)
+        self.room -= sample.length
+        self.cost += sample.cost
 
     def take(self, sample: _Sample) -> _Sample:
         self.samples.remove(sample)
@@ -115,18 +93,31 @@ class _Bin:
 
 def _rounds(longest_first: list[_Sample], dp: int, cap: int, multiple_of: int) -> list[list[_Bin]]:
     """Groups of `dp` bins of like cost that run side by side, the dearest group first."""
-    tight = pack([sample.length for sample in longest_first], cap)
-    rounds = multiple_of * ceil(len(tight) / (dp * multiple_of))
-    bins = _even(longest_first, _targets(longest_first, dp, rounds), cap)
-    if bins is None:
-        bins = [_Bin(cap).add(*(longest_first[i] for i in members)) for members in tight]
-        bins += [_Bin(cap) for _ in range(dp * rounds - len(bins))]
+    fewest = _fewest(longest_first, cap)
+    rounds = multiple_of * ceil(len(fewest) / (dp * multiple_of))
+    spare = [_Bin(cap) for _ in range(dp * rounds - len(fewest))]
+    bins = _even(longest_first, _targets(longest_first, dp, rounds), cap) or fewest + spare
     _fill_empty(bins)
     bins.sort(key=lambda b: -b.cost)
     groups = [bins[start : start + dp] for start in range(0, len(bins), dp)]
     for group in groups:
         _level(group)
     return groups
+
+
+def _fewest(longest_first: list[_Sample], cap: int) -> list[_Bin]:
+    """Best-fit decreasing: each sample into the fullest bin that still has room, else into a new one."""
+    bins: list[_Bin] = []
+    rooms: list[tuple[int, int]] = []  # (room, bin), sorted
+    for sample in longest_first:
+        place = bisect_left(rooms, (sample.length, -1))
+        if place == len(rooms):
+            rooms.append((cap, len(bins)))
+            bins.append(_Bin(cap))
+        _, number = rooms.pop(place)
+        bins[number].add(sample)
+        insort(rooms, (bins[number].room, number))
+    return bins
 
 
 def _targets(longest_first: list[_Sample], dp: int, rounds: int) -> list[float]:
@@ -173,7 +164,7 @@ def _fill_empty(bins: list[_Bin]) -> None:
 
 def _level(group: list[_Bin]) -> None:
     """Exchange samples between the dearest bin of a round and cheaper ones until none makes it cheaper."""
-    for _ in range(4 * len(group)):  # each rank's bin is dearest a few times at most; a bound on the time
+    for _ in range(4 * len(group)):  # bounds the time: late exchanges gain next to nothing
         *cheaper, dearest = sorted(group, key=lambda b: b.cost)
         if not any(_exchange(dearest, other) for other in cheaper):
             return
@@ -197,9 +188,10 @@ def _exchange(dear: _Bin, cheap: _Bin) -> bool:
                 best, pair = error, (sample, back)
     if pair is None:
         return False
-    cheap.add(dear.take(pair[0]))
-    if pair[1] is not nothing:
-        dear.add(cheap.take(pair[1]))
+    out, back = pair
+    cheap.add(dear.take(out))
+    if back is not nothing:
+        dear.add(cheap.take(back))
     return True
 
 

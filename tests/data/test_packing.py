@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlcore.data.packing import Step, pack, schedule
+from rlcore.data.packing import Step, schedule
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=120)
 GRIDS = st.fixed_dictionaries(
@@ -74,9 +74,21 @@ def test_a_micro_batch_is_empty_only_for_want_of_samples(lengths, grid):
 
 
 @given(LENGTHS.filter(bool), st.integers(1, 6), st.integers(10, 60), st.integers(1, 3))
-def test_there_are_no_more_micro_batches_than_packing_needs(lengths, dp, cap, multiple_of):
-    step = one_step(lengths, dp=dp, max_tokens_per_gpu=cap, multiple_of=multiple_of)
-    assert len(step.ranks[0]) == multiple_of * ceil(len(pack(lengths, cap)) / (dp * multiple_of))
+def test_ranks_need_no_more_micro_batches_together_than_one_rank_alone(lengths, dp, cap, multiple_of):
+    alone = len(one_step(lengths, dp=1, max_tokens_per_gpu=cap).ranks[0])
+    together = one_step(lengths, dp=dp, max_tokens_per_gpu=cap, multiple_of=multiple_of)
+    assert len(together.ranks[0]) == multiple_of * ceil(alone / (dp * multiple_of))
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=80))
+def test_one_rank_needs_less_than_twice_the_micro_batches_that_its_tokens_fill(lengths):
+    assert len(one_step(lengths, dp=1, max_tokens_per_gpu=20).ranks[0]) < 2 * sum(lengths) / 20 + 1
+
+
+def test_micro_batches_are_filled_where_lengths_allow_it():
+    step = one_step([6, 8, 2, 4], dp=1, max_tokens_per_gpu=10)
+    assert step.ranks == [[[1, 2], [0, 3]]]
+    assert step.token_fill == 1
 
 
 @given(st.data(), LENGTHS.filter(bool), st.integers(1, 6), st.integers(10, 60))
@@ -150,25 +162,3 @@ def test_cost_is_asked_once_per_length():
         cost=lambda length: asked.append(length) or 1.0,
     )
     assert sorted(asked) == [3, 5]
-
-
-@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 60))
-def test_every_sample_is_packed_once_and_only_a_long_one_passes_the_cap(lengths, cap):
-    bins = pack(lengths, cap)
-    assert sorted(i for members in bins for i in members) == list(range(len(lengths)))
-    for members in bins:
-        assert len(members) == 1 or sum(lengths[i] for i in members) <= cap
-
-
-def test_a_sample_longer_than_the_cap_is_packed_alone():
-    assert pack([3, 100, 4], 10) == [[1], [2, 0]]
-
-
-def test_the_fullest_bin_with_room_is_taken():
-    assert pack([6, 8, 2, 4], 10) == [[1, 2], [0, 3]]
-
-
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=80))
-def test_at_most_every_second_bin_is_half_empty(lengths):
-    half_empty = [members for members in pack(lengths, 20) if sum(lengths[i] for i in members) <= 10]
-    assert len(half_empty) <= 1
