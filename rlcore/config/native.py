@@ -28,6 +28,8 @@ _OWNED_MEGATRON = {
     "expert_model_parallel_size": "parallel.ep",
     "expert_tensor_parallel_size": "parallel.etp",
     "sequence_parallel": "parallel.tp (above 1 it is on)",
+    "overlap_p2p_comm": "parallel.vpp (above 1 it is on)",
+    "batch_p2p_comm": "parallel.vpp (above 1 it is off)",
     "num_layers_in_first_pipeline_stage": "parallel.first_stage_layers",
     "num_layers_in_last_pipeline_stage": "parallel.last_stage_layers",
     "pipeline_model_parallel_layout": "parallel.pipeline_layout",

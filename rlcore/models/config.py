@@ -73,13 +73,20 @@ def virtual_stages(parallel: Parallel) -> int | None:
 
 
 def _parallel_fields(parallel: Parallel) -> dict[str, Any]:
-    """Sequence parallelism comes with TP always: without it, latent attention's norms get wrong gradients."""
+    """Sequence parallelism comes with TP always: without it, latent attention's norms get wrong gradients.
+
+    Interleaved stages send each direction by itself: where two ranks are each other's next and previous, a
+    batch of both mixes them up, without an error if lengths are equal.
+    """
+    interleaved = virtual_stages(parallel) is not None
     ep, etp = expert_sizes(parallel)
     return {
         "tensor_model_parallel_size": parallel.tp,
         "sequence_parallel": parallel.tp > 1,
         "pipeline_model_parallel_size": parallel.pp,
         "virtual_pipeline_model_parallel_size": virtual_stages(parallel),
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
         "num_layers_in_first_pipeline_stage": parallel.first_stage_layers,
         "num_layers_in_last_pipeline_stage": parallel.last_stage_layers,
         "pipeline_model_parallel_layout": parallel.pipeline_layout,
