@@ -47,6 +47,9 @@ def all_megatron_names(chunks: Sequence[nn.Module]) -> set[str]:
 
 def _own_tensors(chunk: nn.Module) -> dict[str, Tensor]:
     saved = chunk.state_dict(keep_vars=True)
+    if chunk.share_embeddings_and_output_weights and "output_layer.weight" in saved:
+        # The last of several pipeline stages has a copy of the first one's table.
+        saved["embedding.word_embeddings.weight"] = saved.pop("output_layer.weight")
     return {
         name: tensor
         for name, tensor in saved.items()

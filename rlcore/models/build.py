@@ -6,6 +6,12 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from rlcore.models.config import transformer_config
@@ -35,7 +41,7 @@ def build_model(spec: ModelSpec, config: TransformerConfig, *, meta: bool = Fals
 
 def _stage(spec: ModelSpec, config: TransformerConfig, vp_stage: int | None) -> PolicyModel:
     ends: dict[str, Any] = {"ignore_virtual": False, "vp_stage": vp_stage}
-    return PolicyModel(
+    stage = PolicyModel(
         config,
         spec.layer_specs(config, vp_stage),
         vocab_size=padded_vocab_size(spec.vocab_size, config.tensor_model_parallel_size),
@@ -46,3 +52,20 @@ def _stage(spec: ModelSpec, config: TransformerConfig, vp_stage: int | None) -> 
         vp_stage=vp_stage,
         **spec.model_args,
     )
+    _mark_split_weights(stage)
+    return stage
+
+
+_SPLIT_AXES = {VocabParallelEmbedding: 0, ColumnParallelLinear: 0, RowParallelLinear: 1}
+
+
+def _mark_split_weights(stage: PolicyModel) -> None:
+    """Mark the weights that are split over TP ranks; Megatron does so only where it also initialises them.
+
+    Without the mark, a split weight would enter the gradient's norm with the first rank's part alone.
+    """
+    for module in stage.modules():
+        for kind, axis in _SPLIT_AXES.items():
+            weight = getattr(module, "weight", None)
+            if isinstance(module, kind) and weight is not None and not hasattr(weight, "tensor_model_parallel"):
+                set_tensor_model_parallel_attributes(weight, True, axis, 1)
