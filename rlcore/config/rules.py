@@ -228,6 +228,13 @@ def kept_checkpoints_are_written(recipe: Recipe) -> Violations:
         yield Violation(keys, f"checkpoints are written {written}", remedy)
 
 
+def a_stalled_run_warns_before_it_ends(recipe: Recipe) -> Violations:
+    warn, end = recipe.telemetry.stall_after, recipe.telemetry.end_stalled_after
+    if end <= warn:
+        message = f"{end:g} s is not after the warning, at {warn:g} s"
+        yield Violation(("telemetry.end_stalled_after", "telemetry.stall_after"), message, f"{2 * warn:g}")
+
+
 def secrets_stay_out_of_recipes(recipe: Recipe) -> Violations:
     for name in recipe.cluster.env:
         if is_secret(name):
@@ -254,6 +261,7 @@ RULES: tuple[Callable[[Recipe], Violations], ...] = (
     server_groups_use_every_generation_gpu,
     evaluation_has_problems_to_solve,
     kept_checkpoints_are_written,
+    a_stalled_run_warns_before_it_ends,
     secrets_stay_out_of_recipes,
 )
 

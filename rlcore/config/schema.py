@@ -163,6 +163,8 @@ class Telemetry(Section):
     """Write every step's samples to rollouts/."""
     stall_after: PositiveFloat = 300.0
     """Seconds without progress after which a warning names what is waited for."""
+    end_stalled_after: PositiveFloat = 1800.0
+    """Seconds without progress of any trainer rank after which the run ends; its checkpoints stay."""
 
 
 class Recipe(Section):

@@ -1,45 +1,42 @@
 """Makes the heavy objects of a run from a prepared recipe: the trainer, the engine, and who scores for it."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-import torch
-
+from rlcore.cluster.group import InProcess
 from rlcore.config.schema import Optimizer
+from rlcore.controller.policy import Policy
 from rlcore.controller.preparation import Prepared
+from rlcore.controller.trainer_job import TrainerJob
 from rlcore.protocols import SamplingFilter
+from rlcore.registry import lock
 from rlcore.rollout.generation import Generator
 from rlcore.rollout.local import LocalEngine
 from rlcore.rollout.rewards import RewardRunner
-from rlcore.trainer.setup import initialize
-from rlcore.trainer.trainer import Trainer
 
 
-def make_trainer(
+@contextmanager
+def running_policy(
     prepared: Prepared, optimizer: Optimizer, total_updates: int, *, temperature: float
-) -> Trainer:
-    """Load the policy into Megatron, ready to train. Raises RlcoreError for weights that cannot be used."""
-    recipe = prepared.recipe
-    if recipe.train.threads:
-        torch.set_num_threads(recipe.train.threads)
-    initialize(recipe.parallel, recipe.seed)
-    trainer = Trainer(
-        prepared.model.spec,
-        prepared.model.bridge,
+) -> Iterator[Policy]:
+    """Load the policy into Megatron on every rank, ready to train; the ranks end with the body.
+
+    Raises RlcoreError for weights that cannot be used.
+    """
+    job = TrainerJob(
+        prepared.recipe,
         prepared.checkpoint,
-        model=recipe.model,
-        parallel=recipe.parallel,
-        recompute=recipe.recompute,
-        megatron=recipe.megatron,
-        max_tokens_per_gpu=recipe.train.max_tokens_per_gpu,
-        bad_steps=recipe.train.bad_steps,
-        temperature=temperature,
-        log_probs_chunk=recipe.train.log_probs_chunk,
-        reference=Path(recipe.algorithm.kl.reference) if recipe.algorithm.kl.reference else None,
+        optimizer,
+        total_updates,
+        temperature,
+        tuple(lock.make(prepared.model.plugins)),
     )
-    trainer.prepare_optimizer(optimizer, total_updates)
-    return trainer
+    group = InProcess(job)
+    try:
+        yield Policy(group)
+    finally:
+        group.close()
 
 
 @asynccontextmanager

@@ -6,13 +6,13 @@ interrupts the run later finds it at a step's boundary, and the next attempt rep
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from rlcore.config.rules import batch_size
 from rlcore.config.schema import Recipe
 from rlcore.controller.batch import estimate_advantages, split_updates
 from rlcore.controller.evaluation import EvaluationSet
 from rlcore.controller.metrics import rollout_metrics
+from rlcore.controller.policy import Policy
 from rlcore.controller.selection import AlgorithmPlugins
 from rlcore.controller.session import Session
 from rlcore.controller.sync import sync_weights
@@ -25,17 +25,12 @@ from rlcore.rollout.responses import OnProgress
 from rlcore.telemetry.rollouts import TRAINING, write_samples
 from rlcore.trainer.objectives import PolicyObjective
 
-if TYPE_CHECKING:
-    import torch
-
-    from rlcore.trainer.trainer import Trainer
-
 
 @dataclass(frozen=True)
 class Actors:
     """Those who do the work of a step."""
 
-    trainer: "Trainer"
+    policy: Policy
     engine: Engine
     generator: Generator
     judge: Generator
@@ -97,11 +92,11 @@ class Grpo:
 
     def _train(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Turn a rollout into one or more optimizer steps; returns their metrics, averaged."""
-        trainer = self._actors.trainer
+        policy = self._actors.policy
         updates = split_updates(samples, batch_size(self._recipe))
         plain = [self._train_sample(sample) for sample in samples]
-        log_probs = _in_order(trainer.log_probs(plain)) if self._needs_log_probs(len(updates)) else None
-        reference = _in_order(trainer.reference_log_probs(plain)) if self._needs_reference() else None
+        log_probs = policy.log_probs(plain) if self._needs_log_probs(len(updates)) else None
+        reference = policy.reference_log_probs(plain) if self._needs_reference() else None
         advantages, estimate = estimate_advantages(
             samples, self._estimator, self._recipe.algorithm, log_probs, reference
         )
@@ -117,7 +112,7 @@ class Grpo:
         rows = []
         for update in updates:
             with self._session.changing_weights():
-                rows.append(trainer.train_step([batch[i] for i in update], self._objective))
+                rows.append(policy.train_step([batch[i] for i in update], self._objective))
         return {**_mean(rows), **_first(rows, "logprob_gap/"), **estimate.metrics}
 
     def _train_sample(self, sample: Sample) -> TrainSample:
@@ -151,7 +146,7 @@ class Grpo:
         with self._session.timer("sync"):
             await sync_weights(
                 self._actors.engine,
-                self._actors.trainer.exporter,
+                self._actors.policy,
                 self._session.done,
                 self._recipe.sync.bucket_mib,
             )
@@ -177,10 +172,6 @@ class Grpo:
             self._session.progress.status(phase, done, total)
 
         return show
-
-
-def _in_order(by_index: "Mapping[int, torch.Tensor]") -> "list[torch.Tensor]":
-    return [by_index[index] for index in range(len(by_index))]
 
 
 def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -4,16 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+from rlcore.controller.policy import Policy
 from rlcore.controller.preparation import Prepared
 from rlcore.telemetry.files import write_json
-from rlcore.trainer.trainer import Trainer
 
 
-def save_model(trainer: Trainer, prepared: Prepared, folder: Path) -> None:
+def save_model(policy: Policy, prepared: Prepared, folder: Path) -> None:
     """Write weights, tokenizer and config.json with the recipe's overrides; an older model gives way."""
     draft = folder.with_name(folder.name + ".new")
     shutil.rmtree(draft, ignore_errors=True)
-    trainer.save_hf(draft)
+    policy.save_hf(draft)
     if overrides := prepared.recipe.model.overrides:
         config = draft / "config.json"
         write_json(config, json.loads(config.read_text(encoding="utf-8")) | overrides)

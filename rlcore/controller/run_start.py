@@ -29,7 +29,7 @@ def start(loaded: LoadedRecipe, plugins: Iterable[Plugin], place: RunPlace) -> R
     Raises RlcoreError, before anything is written, if the folder is taken or if a plugin is not the one that
     the run was made with.
     """
-    entries = lock.make({plugin.candidate: plugin for plugin in plugins}.values())
+    entries = lock.make(plugins)
     paths = RunPaths(place.path)
     if place.resume and not place.accept_plugin_changes and paths.plugins.is_file():
         raise_if_any(lock.verify(paths.plugins, entries))

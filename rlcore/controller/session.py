@@ -2,14 +2,14 @@
 checkpoints, and the rule for endings: save what is done, then say how to go on.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rlcore.config.schema import Recipe
 from rlcore.controller.checkpoints import CheckpointStore, RunState
+from rlcore.controller.policy import Policy
 from rlcore.errors import RlcoreError
 from rlcore.telemetry.memory import MemoryMeter
 from rlcore.telemetry.metrics import evaluation_names, read_metrics
@@ -33,7 +33,7 @@ class Session:
     timer: PhaseTimer
     watchdog: Watchdog
     memory: MemoryMeter
-    write_trainer: Callable[[Path], None]
+    policy: Policy
     done: int
     source: Mapping[str, Any]
     ahead: bool = False
@@ -74,7 +74,7 @@ class Session:
     def save(self) -> None:
         """Write a checkpoint of the last finished step, unless it is there already."""
         with self.timer("checkpoint"):
-            place = self.checkpoints.save(RunState(self.done, self.source), self.write_trainer)
+            place = self.checkpoints.save(RunState(self.done, self.source), self.policy.save)
         if place:
             self.folder.events.record("checkpoint", step=self.done, path=place.name)
 
@@ -85,7 +85,7 @@ def open_session(
     folder: RunFolder,
     total_steps: int,
     state: RunState,
-    write_trainer: Callable[[Path], None],
+    policy: Policy,
     *,
     quiet: bool,
 ) -> Iterator[Session]:
@@ -99,11 +99,11 @@ def open_session(
     ):
         timer = PhaseTimer(watchdog.enter)
         session = Session(
-            folder, checkpoints, progress, timer, watchdog, memory, write_trainer, state.step, state.source
+            folder, checkpoints, progress, timer, watchdog, memory, policy, state.step, state.source
         )
         try:
             yield session
         finally:
             # Before the first step there is nothing that a new start would not make again.
-            if session.done > state.step and not session.ahead:
+            if session.done > state.step and not session.ahead and policy.alive:
                 session.save()

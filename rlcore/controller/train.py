@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
 from rlcore.config.rules import batch_size, samples_per_rollout
-from rlcore.controller.assembly import make_generator, make_trainer, running_engine
+from rlcore.controller.assembly import make_generator, running_engine, running_policy
 from rlcore.controller.checkpoints import RunState
 from rlcore.controller.evaluation import EvaluationSet
 from rlcore.controller.grpo import Actors, Grpo
@@ -17,6 +17,7 @@ from rlcore.controller.selection import AlgorithmPlugins, select_algorithm
 from rlcore.controller.session import open_session
 from rlcore.data.chat import Prompt
 from rlcore.data.prompts import PromptSource
+from rlcore.registry.loading import Plugin
 from rlcore.rollout.rewards import RewardRunner
 from rlcore.telemetry.run_folder import RunFolder, RunPaths
 
@@ -73,33 +74,38 @@ async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
     prepared, recipe = materials.prepared, materials.prepared.recipe
     async with _scorers(materials, place) as (scorer, judge):
         # The trainer first: it says best what is wrong with a checkpoint.
-        trainer = make_trainer(
+        with running_policy(
             prepared, recipe.optimizer, materials.total_updates, temperature=recipe.rollout.temperature
-        )
-        async with running_engine(prepared) as engine:
-            actors = Actors(
-                trainer=trainer,
-                engine=engine,
-                generator=make_generator(prepared, engine, scorer, materials.algorithm.filters),
-                judge=make_generator(prepared, engine, judge),
-                source=materials.source(),
-            )
-            plugins = (*prepared.model.plugins, *materials.algorithm.plugins, *scorer.plugins, *judge.plugins)
-            folder = start(prepared.loaded, plugins, place)
-            await _run(materials, actors, folder, place, quiet)
-        if recipe.checkpoints.hf:
-            save_model(trainer, prepared, folder.path / "hf")
+        ) as policy:
+            async with running_engine(prepared) as engine:
+                actors = Actors(
+                    policy=policy,
+                    engine=engine,
+                    generator=make_generator(prepared, engine, scorer, materials.algorithm.filters),
+                    judge=make_generator(prepared, engine, judge),
+                    source=materials.source(),
+                )
+                folder = start(prepared.loaded, _plugins(materials, scorer, judge), place)
+                await _run(materials, actors, folder, place, quiet)
+            if recipe.checkpoints.hf:
+                save_model(policy, prepared, folder.path / "hf")
+
+
+def _plugins(materials: Materials, *runners: RewardRunner) -> list[Plugin]:
+    """Every plugin that has a part in the run."""
+    rewards = (plugin for runner in runners for plugin in runner.plugins)
+    return [*materials.prepared.model.plugins, *materials.algorithm.plugins, *rewards]
 
 
 async def _run(materials: Materials, actors: Actors, folder: RunFolder, place: RunPlace, quiet: bool) -> None:
     """Take up the run where its folder stands, and take it to its end."""
-    recipe, trainer, source = materials.prepared.recipe, actors.trainer, actors.source
-    state = restore(folder, place, RunState(0, source.state()), trainer.load)
+    recipe, policy, source = materials.prepared.recipe, actors.policy, actors.source
+    state = restore(folder, place, RunState(0, source.state()), policy.load)
     source.restore(state.source)
     total = materials.total_steps
     with (
         closing(materials.algorithm),
-        open_session(recipe, folder, total, state, trainer.save, quiet=quiet) as session,
+        open_session(recipe, folder, total, state, policy, quiet=quiet) as session,
     ):
         await Grpo(recipe, actors, materials.algorithm, materials.evaluations, session).run(total)
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlcore.config.schema import SFT
-from rlcore.controller.assembly import make_trainer
+from rlcore.controller.assembly import running_policy
 from rlcore.controller.checkpoints import RunState
 from rlcore.controller.model_folder import save_model
+from rlcore.controller.policy import Policy
 from rlcore.controller.preparation import Prepared
 from rlcore.controller.run_start import RunPlace, restore, start
 from rlcore.controller.session import Session, open_session
@@ -16,7 +17,6 @@ from rlcore.data.sample import Sample
 from rlcore.data.supervised import batch_at, supervised_samples
 from rlcore.data.train_sample import TrainSample
 from rlcore.trainer.objectives import SftObjective
-from rlcore.trainer.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,21 @@ def imitate(lessons: Lessons, place: RunPlace, quiet: bool = False) -> None:
 
 async def _imitate(lessons: Lessons, place: RunPlace, quiet: bool) -> None:
     prepared, sft = lessons.prepared, lessons.sft
-    trainer = make_trainer(prepared, sft.optimizer, sft.steps, temperature=1.0)
-    folder = start(prepared.loaded, prepared.model.plugins, place)
-    state = restore(folder, place, RunState(0, {}), trainer.load)
-    with open_session(prepared.recipe, folder, sft.steps, state, trainer.save, quiet=quiet) as session:
-        while session.done < sft.steps and not session.source.get("learnt"):
-            _step(lessons, trainer, session)
-            await asyncio.sleep(0)
-    save_model(trainer, prepared, folder.path / "hf")
+    with running_policy(prepared, sft.optimizer, sft.steps, temperature=1.0) as policy:
+        folder = start(prepared.loaded, prepared.model.plugins, place)
+        state = restore(folder, place, RunState(0, {}), policy.load)
+        with open_session(prepared.recipe, folder, sft.steps, state, policy, quiet=quiet) as session:
+            while session.done < sft.steps and not session.source.get("learnt"):
+                _step(lessons, policy, session)
+                await asyncio.sleep(0)
+        save_model(policy, prepared, folder.path / "hf")
 
 
-def _step(lessons: Lessons, trainer: Trainer, session: Session) -> None:
+def _step(lessons: Lessons, policy: Policy, session: Session) -> None:
     sft, seed = lessons.sft, lessons.prepared.recipe.seed
     samples = batch_at(lessons.samples, session.done, batch_size=sft.batch_size, seed=seed)
     with session.timer("train"), session.changing_weights():
-        metrics = trainer.train_step([_train_sample(sample) for sample in samples], SftObjective())
+        metrics = policy.train_step([_train_sample(sample) for sample in samples], SftObjective())
     # Kept in the checkpoint, so that a finished warm start resumes as finished.
     learnt = sft.stop_at_loss is not None and metrics["loss"] <= sft.stop_at_loss
     session.end_step(metrics, source={"learnt": learnt})

@@ -34,8 +34,8 @@ class LockEntry:
 
 
 def make(plugins: "Iterable[Plugin]") -> list[LockEntry]:
-    """Lock loaded plugins, sorted by kind and name."""
-    return _sorted(_entry(plugin.candidate) for plugin in plugins)
+    """Lock loaded plugins, each once, sorted by kind and name."""
+    return _sorted({_entry(plugin.candidate) for plugin in plugins})
 
 
 def write(path: Path, entries: Iterable[LockEntry]) -> None:
@@ -50,10 +50,19 @@ def read(path: Path) -> list[LockEntry]:
 
 def verify(path: Path, entries: Iterable[LockEntry]) -> list[Problem]:
     """Compare `entries` with the lock file at `path`; one problem per plugin that differs."""
-    locked = {(entry.kind, entry.name): entry for entry in read(path)}
-    current = {(entry.kind, entry.name): entry for entry in entries}
+    return differences(read(path), entries)
+
+
+def differences(before: Iterable[LockEntry], now: Iterable[LockEntry]) -> list[Problem]:
+    """One problem for each plugin that differs from what a run was made with."""
+    locked = {(entry.kind, entry.name): entry for entry in before}
+    current = {(entry.kind, entry.name): entry for entry in now}
     return [
-        Problem(f"{path.name}: {kind} {name}", change, "--accept-plugin-changes goes on with what is installed")
+        Problem(
+            f"plugins.lock.json: {kind} {name}",
+            change,
+            "--accept-plugin-changes goes on with what is installed",
+        )
         for kind, name in sorted(locked | current)
         if (change := _change(locked.get((kind, name)), current.get((kind, name))))
     ]

@@ -5,7 +5,7 @@ schedule runs the micro-batches, so that one process and a pipeline of many are 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
@@ -29,6 +30,7 @@ from rlcore.models.build import build_model, transformer_config
 from rlcore.models.forward import forward_hidden, output_weight, vocabulary_start
 from rlcore.models.spec import ModelSpec
 from rlcore.trainer.batch import MicroBatch
+from rlcore.trainer.buckets import buckets
 from rlcore.trainer.checkpoint import load_state, load_weights, save_state
 from rlcore.trainer.guard import BadStepError
 from rlcore.trainer.metrics import Tally, Totals, summary, tally
@@ -99,6 +101,7 @@ class Trainer:
             load_weights(self.stages, model.load)
         self._device = next(self.stages[0].parameters()).device
         self.exporter = Exporter(self.stages, bridge)
+        self._leaving: Iterator[dict[str, torch.Tensor]] = iter(())
 
     @property
     def step(self) -> int:
@@ -175,6 +178,19 @@ class Trainer:
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
             raise self._not_finite(trained if speaks() else [], samples, metrics)
         return metrics
+
+    def first_weights(self, most_bytes: int) -> dict[str, torch.Tensor]:
+        """The first bundle of the current weights by hub name: at most `most_bytes`, or one larger tensor.
+
+        All ranks take part; rank 0 alone is given tensors.
+        """
+        self._leaving = buckets(self.exporter, most_bytes)
+        return self.next_weights()
+
+    def next_weights(self) -> dict[str, torch.Tensor]:
+        """The bundle after the last one, empty after all."""
+        bucket = next(self._leaving, {})
+        return bucket if dist.get_rank() == 0 else {}
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer, schedule and random states in torch_dist format."""

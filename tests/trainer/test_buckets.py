@@ -1,6 +1,6 @@
 import torch
 
-from rlcore.controller.sync import buckets
+from rlcore.trainer.buckets import buckets
 
 
 def sizes(tensors, most_bytes):

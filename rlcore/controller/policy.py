@@ -1,0 +1,63 @@
+"""Policy: the model in training as the loops use it, on however many ranks it is spread."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlcore.cluster.group import WorkerGroup
+from rlcore.data.train_sample import TrainSample
+
+if TYPE_CHECKING:
+    import torch
+
+    from rlcore.trainer.objectives import Objective
+
+
+class Policy:
+    """Calls the trainers of a worker group as one; see `rlcore.trainer.trainer.Trainer` for what they do."""
+
+    def __init__(self, group: WorkerGroup) -> None:
+        self.group = group
+
+    @property
+    def alive(self) -> bool:
+        """Whether its ranks can still be asked for anything."""
+        return self.group.alive
+
+    def log_probs(self, samples: Sequence[TrainSample]) -> "list[torch.Tensor]":
+        """Log-prob of each response token under the current weights: float32 [t] per sample, in order."""
+        return _in_order(self.group.call("log_probs", samples))
+
+    def reference_log_probs(self, samples: Sequence[TrainSample]) -> "list[torch.Tensor]":
+        """`log_probs` under the reference policy."""
+        return _in_order(self.group.call("reference_log_probs", samples))
+
+    def train_step(self, samples: Sequence[TrainSample], objective: "Objective") -> dict[str, float]:
+        """Take one optimizer step on the whole step's samples; return its metrics."""
+        metrics: dict[str, float] = self.group.call("train_step", samples, objective)[0]
+        return metrics
+
+    def weights(self, most_bytes: int) -> "Iterator[dict[str, torch.Tensor]]":
+        """The current weights by hub name, in bundles of at most `most_bytes`; a larger tensor comes alone."""
+        bucket = self.group.call("first_weights", most_bytes)[0]
+        while bucket:
+            yield bucket
+            bucket = self.group.call("next_weights")[0]
+
+    def save(self, folder: Path) -> None:
+        """Write everything that training needs to go on."""
+        self.group.call("save", folder)
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote."""
+        self.group.call("load", folder)
+
+    def save_hf(self, folder: Path) -> None:
+        """Write a checkpoint in Hugging Face format."""
+        self.group.call("save_hf", folder)
+
+
+def _in_order(reports: "Sequence[dict[int, torch.Tensor]]") -> "list[torch.Tensor]":
+    """Each sample is reported by one rank."""
+    by_index = {index: found for report in reports for index, found in report.items()}
+    return [by_index[index] for index in range(len(by_index))]
