@@ -77,8 +77,6 @@ class Train(Section):
     """Micro-batches are padded to a multiple of this many tokens per tensor-parallel rank."""
     log_probs_chunk: PositiveInt | None = None
     """Tokens whose logits are held in fp32 at a time; by default the trainer's choice."""
-    balance: bool = True
-    """Pack and order so that ranks that wait for each other work equally long."""
     threads: PositiveInt | None = None
     """CPU threads for torch; by default all cores."""
     bad_steps: BadSteps = BadSteps()

@@ -28,7 +28,6 @@ REFUSED_WITH = {
 }
 READ_BY_BATCH_SIZE = {"global_batch_size", "updates_per_rollout"}
 HARMLESS = {
-    "balance": "a single rank waits for nobody",
     "verify": "engine and trainer are compared on every step's own samples, whatever it says",
 }
 
