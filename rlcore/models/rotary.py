@@ -29,10 +29,8 @@ def rotate_packed(
     """
     if cp_group is not None and cp_group.size() > 1:
         raise ValueError("rotation in plain torch does not split sequences over context-parallel ranks")
-    width = angles.shape[-1]
-    once_pr = angles[:, 0, 0, ::2] if rotary_interleaved else angles[:, 0, 0, : width // 2]
     position_t = _positions(cu_seqlens, len(x_thd))
-    cos_t1r, sin_t1r = ((turn * mscale)[position_t, None] for turn in (once_pr.cos(), once_pr.sin()))
+    cos_t1r, sin_t1r = ((turn * mscale)[position_t, 0] for turn in (angles.cos(), angles.sin()))
     wide_thd = x_thd.to(torch.promote_types(x_thd.dtype, torch.float32))
     neighbours = (rotary_interleaved or multi_latent_attention, rotary_interleaved)
     return _Rotation.apply(wide_thd, cos_t1r, sin_t1r, *neighbours).to(x_thd.dtype)
@@ -46,32 +44,55 @@ class _Rotation(torch.autograd.Function):
         ctx: Any, x_thd: Tensor, cos_t1r: Tensor, sin_t1r: Tensor, neighbours_in: bool, neighbours_out: bool
     ) -> Tensor:
         ctx.save_for_backward(cos_t1r, sin_t1r)
-        ctx.neighbours = neighbours_out, neighbours_in
-        return _rotated(x_thd, cos_t1r, sin_t1r, neighbours_in, neighbours_out)
+        ctx.neighbours = neighbours_in, neighbours_out
+        out_thd = _laid_out(_copy(x_thd), cos_t1r.shape[-1], neighbours_in, neighbours_out)
+        _rotate_(out_thd, cos_t1r, sin_t1r, neighbours_out)
+        return out_thd
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_thd: Tensor) -> tuple[Tensor, None, None, None, None]:
         cos_t1r, sin_t1r = ctx.saved_tensors
-        return _rotated(grad_thd, cos_t1r, -sin_t1r, *ctx.neighbours), None, None, None, None
+        neighbours_in, neighbours_out = ctx.neighbours
+        out_thd = _copy(grad_thd)
+        _rotate_(out_thd, cos_t1r, -sin_t1r, neighbours_out)
+        return _laid_out(out_thd, cos_t1r.shape[-1], neighbours_out, neighbours_in), None, None, None, None
 
 
-def _rotated(
-    x_thd: Tensor, cos_t1r: Tensor, sin_t1r: Tensor, neighbours_in: bool, neighbours_out: bool
-) -> Tensor:
-    out_thd = x_thd.clone(memory_format=torch.contiguous_format)
-    a, b = _pairs(x_thd, cos_t1r.shape[-1], neighbours_in)
-    out_a, out_b = _pairs(out_thd, cos_t1r.shape[-1], neighbours_out)
-    torch.mul(a, cos_t1r, out=out_a).sub_(b * sin_t1r)
-    torch.mul(b, cos_t1r, out=out_b).add_(a * sin_t1r)
+def _copy(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _rotate_(x_thd: Tensor, cos_t1r: Tensor, sin_t1r: Tensor, neighbours: bool) -> None:
+    """Rotate in place: x·cos + turned(x)·sin, where a quarter turn makes (-b, a) of each pair (a, b).
+
+    Only the turn goes through memory number by number; the arithmetic has whole rows.
+    """
+    x_thr = x_thd[..., : cos_t1r.shape[-1]]
+    turned_thr = torch.empty_like(x_thr, memory_format=torch.contiguous_format)
+    (a, b), (turned_a, turned_b) = _pairs(x_thr, neighbours), _pairs(turned_thr, neighbours)
+    torch.neg(b, out=turned_a)
+    turned_b.copy_(a)
+    x_thr.mul_(cos_t1r).add_(turned_thr.mul_(sin_t1r))
+
+
+def _laid_out(x_thd: Tensor, width: int, neighbours_in: bool, neighbours_out: bool) -> Tensor:
+    """Move the numbers of the pairs in the first `width` widths to where they are to stand."""
+    if neighbours_in == neighbours_out:
+        return x_thd
+    out_thd = x_thd.clone()
+    sources, targets = _pairs(x_thd[..., :width], neighbours_in), _pairs(out_thd[..., :width], neighbours_out)
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
     return out_thd
 
 
-def _pairs(x_thd: Tensor, pairs: int, neighbours: bool) -> tuple[Tensor, Tensor]:
-    """Views [t, h, pairs] of the first and the second number of each pair."""
+def _pairs(x_thr: Tensor, neighbours: bool) -> tuple[Tensor, Tensor]:
+    """Views [t, h, r / 2] of the first and the second number of each pair."""
     if neighbours:
-        return x_thd[..., : 2 * pairs : 2], x_thd[..., 1 : 2 * pairs : 2]
-    return x_thd[..., :pairs], x_thd[..., pairs : 2 * pairs]
+        return x_thr[..., ::2], x_thr[..., 1::2]
+    a, b = x_thr.chunk(2, dim=-1)
+    return a, b
 
 
 def _positions(cu_seqlens: Tensor, tokens: int) -> Tensor:
