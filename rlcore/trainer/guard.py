@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+import torch.distributed as dist
+
 from rlcore.config.schema import BadSteps
 from rlcore.errors import Problem, RlcoreError
 
@@ -53,7 +55,8 @@ class StepGuard:
         self._in_a_row += 1
         if fatal or self._in_a_row > self._settings.max_in_a_row:
             raise bad
-        logging.getLogger(__name__).warning("left out: %s", bad)
+        if dist.get_rank() == 0:
+            logging.getLogger(__name__).warning("left out: %s", bad)
 
     def state_dict(self) -> dict[str, Any]:
         return {"norms": list(self._norms), "in_a_row": self._in_a_row}

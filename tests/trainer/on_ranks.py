@@ -1,0 +1,134 @@
+"""Trains the tiny model of these tests in several layouts and prints what every rank got, as JSON by layout.
+
+A program, because ranks are forks of a process that has Megatron imported and no process groups yet.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rlcore.trainer import compat
+
+compat.install()
+sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
+
+import torch  # noqa: E402
+from launch import run_tasks  # noqa: E402
+from rlcore_glm4.plugin import glm4_bridge, glm4_spec  # noqa: E402
+
+from rlcore.algorithms.losses import ClipOptions, clip  # noqa: E402
+from rlcore.config.schema import Algorithm, BadSteps, Model, Optimizer, Parallel  # noqa: E402
+from rlcore.data.train_sample import TrainSample  # noqa: E402
+from rlcore.errors import RlcoreError  # noqa: E402
+from rlcore.testing.tiny import tiny_checkpoint  # noqa: E402
+from rlcore.trainer.objectives import PolicyObjective  # noqa: E402
+from rlcore.trainer.setup import initialize  # noqa: E402
+from rlcore.trainer.share import from_all_ranks  # noqa: E402
+from rlcore.trainer.trainer import Trainer  # noqa: E402
+
+CONFIG = {
+    "model_type": "glm4",
+    "vocab_size": 131,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "partial_rotary_factor": 0.5,
+    "attention_bias": True,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+}
+LENGTHS = [(5, 9), (3, 17), (8, 4), (2, 30), (6, 13)]
+OBJECTIVE = PolicyObjective(clip.policy_loss(ClipOptions()), Algorithm(entropy_coefficient=0.01))
+
+LAYOUTS = {
+    "one process": Parallel(),
+    "DP2": Parallel(),
+    "PP2": Parallel(pp=2),
+    "PP2xVPP2": Parallel(pp=2, vpp=2),
+    "stages of 1 and 3 layers": Parallel(pp=2, first_stage_layers=1),
+    "a free-form layout": Parallel(pp=2, pipeline_layout="E|tt|tt|L"),
+}
+
+
+def samples() -> list[TrainSample]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        TrainSample(
+            name=f"sample {number}",
+            tokens=torch.randint(1, CONFIG["vocab_size"], (prompt + response,), generator=generator).tolist(),
+            prompt_length=prompt,
+            loss_mask=[1.0] * response,
+            advantages=torch.randn(1, generator=generator).expand(response).tolist(),
+            old_log_probs=[-5.0] * response,
+        )
+        for number, (prompt, response) in enumerate(LENGTHS)
+    ]
+
+
+def poisoned() -> list[TrainSample]:
+    """The first sample, or whatever rank has it, is at fault."""
+    first, *others = samples()
+    return [replace(first, advantages=[float("nan")] * first.response_length), *others]
+
+
+def try_layout(checkpoint: Path, layout: str) -> list[dict[str, Any]]:
+    """What each rank gets: log-probs, two steps, a step with a single sample, and steps with a bad sample."""
+    initialize(LAYOUTS[layout], seed=0)
+    spec = glm4_spec(CONFIG)
+    trainer = Trainer(
+        spec,
+        glm4_bridge(spec),
+        checkpoint,
+        model=Model(checkpoint=str(checkpoint), dtype="float32"),
+        parallel=LAYOUTS[layout],
+        max_tokens_per_gpu=40,
+        bad_steps=BadSteps(max_in_a_row=1),
+    )
+    trainer.prepare_optimizer(Optimizer(lr=1e-3), total_steps=9)
+    found = {
+        "log_probs": plain(trainer.log_probs(samples())),
+        "steps": [trainer.train_step(samples(), OBJECTIVE) for _ in range(2)],
+        "left out": trainer.train_step(poisoned(), OBJECTIVE)["skipped"],
+        "refused": message(lambda: trainer.train_step(poisoned(), OBJECTIVE)),
+        "one sample": trainer.train_step(samples()[:1], OBJECTIVE),
+        "reference": plain(trainer.reference_log_probs(samples())),
+    }
+    return from_all_ranks(found)
+
+
+def plain(by_index: Mapping[int, torch.Tensor]) -> dict[int, list[float]]:
+    return {index: log_probs_t.tolist() for index, log_probs_t in by_index.items()}
+
+
+def message(act: Callable[[], Any]) -> str:
+    try:
+        act()
+    except RlcoreError as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "tiny"
+        tiny_checkpoint(checkpoint, CONFIG, jitter=0.05)
+        one, *others = LAYOUTS
+        results = {}
+        for world_size, layouts in ((1, [one]), (2, others)):
+            tasks = [partial(try_layout, checkpoint, layout) for layout in layouts]
+            results |= zip(layouts, run_tasks(tasks, world_size), strict=True)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
