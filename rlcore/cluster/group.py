@@ -6,6 +6,7 @@ what its methods do.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rlcore.errors import RlcoreError
@@ -58,6 +59,14 @@ class WorkerGroup(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Raise RanksLostError if a rank has ended."""
+        ...
+
+    def log_to(self, folder: Path) -> None:
+        """Keep what ranks print in `folder`, as trainer-<rank>.log; one rank prints where its process does."""
+        ...
+
     def stall(self) -> Stall | None:
         """How long no rank has moved in the call under way; None between calls. Any thread may ask."""
         ...
@@ -81,6 +90,12 @@ class InProcess:
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         return [getattr(self._worker, method)(*args, **kwargs)]
+
+    def check(self) -> None:
+        pass
+
+    def log_to(self, folder: Path) -> None:
+        pass
 
     def stall(self) -> Stall | None:
         return None

@@ -1,10 +1,11 @@
 """Makes the heavy objects of a run from a prepared recipe: the trainer, the engine, and who scores for it."""
 
+import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from rlcore.cluster.group import InProcess
+from rlcore.cluster.group import InProcess, WorkerGroup
 from rlcore.config.schema import Optimizer
 from rlcore.controller.policy import Policy
 from rlcore.controller.preparation import Prepared
@@ -18,25 +19,36 @@ from rlcore.rollout.rewards import RewardRunner
 
 @contextmanager
 def running_policy(
-    prepared: Prepared, optimizer: Optimizer, total_updates: int, *, temperature: float
+    prepared: Prepared, optimizer: Optimizer, total_updates: int, *, temperature: float, quiet: bool
 ) -> Iterator[Policy]:
     """Load the policy into Megatron on every rank, ready to train; the ranks end with the body.
 
     Raises RlcoreError for weights that cannot be used.
     """
+    recipe, ranks = prepared.recipe, prepared.layout.world_size
     job = TrainerJob(
-        prepared.recipe,
+        recipe,
         prepared.checkpoint,
         optimizer,
         total_updates,
         temperature,
         tuple(lock.make(prepared.model.plugins)),
     )
-    group = InProcess(job)
+    group = InProcess(job) if ranks == 1 else _processes(job, ranks, recipe.train.threads, quiet)
     try:
         yield Policy(group)
     finally:
         group.close()
+
+
+def _processes(job: TrainerJob, ranks: int, threads: int | None, quiet: bool) -> WorkerGroup:
+    """Ranks in processes of their own, each with its part of the processor's cores."""
+    # A run of one rank needs no Ray.
+    from rlcore.cluster.ray_group import RayGroup
+
+    if not quiet:
+        print(f"starting {ranks} trainer ranks …", flush=True)
+    return RayGroup(job, ranks, threads or max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 @asynccontextmanager

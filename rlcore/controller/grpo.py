@@ -77,9 +77,10 @@ class Grpo:
         session, step = self._session, self._session.done + 1
         await self._sync()
         with session.timer("rollout"):
-            rollout = await self._actors.generator.rollout(
+            generating = self._actors.generator.rollout(
                 self._actors.source, step=step, on_progress=self._show("rollout")
             )
+            rollout = await self._actors.policy.beside(generating)
         samples = [sample for group in rollout.groups for sample in group]
         if self._recipe.telemetry.save_rollouts:
             write_samples(session.folder.paths.rollouts, TRAINING, step, samples)
@@ -157,13 +158,14 @@ class Grpo:
         for problems in self._evaluations:
             await self._sync()
             with session.timer("evaluation"):
-                metrics = await problems.evaluate(
+                evaluating = problems.evaluate(
                     self._actors.judge,
                     self._recipe.seed,
                     session.folder.paths.rollouts,
                     session.done,
                     self._show(f"evaluation {problems.settings.name}"),
                 )
+                metrics = await self._actors.policy.beside(evaluating)
             session.evaluation(metrics)
 
     def _show(self, phase: str) -> OnProgress:

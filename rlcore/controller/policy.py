@@ -1,8 +1,9 @@
 """Policy: the model in training as the loops use it, on however many ranks it is spread."""
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlcore.cluster.group import WorkerGroup
 from rlcore.data.train_sample import TrainSample
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     import torch
 
     from rlcore.trainer.objectives import Objective
+
+T = TypeVar("T")
+
+_LOOK_SECONDS = 1.0
 
 
 class Policy:
@@ -23,6 +28,18 @@ class Policy:
     def alive(self) -> bool:
         """Whether its ranks can still be asked for anything."""
         return self.group.alive
+
+    async def beside(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await work that leaves the ranks idle; if one of them ends, end it and raise RanksLostError."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                await asyncio.wait([task], timeout=_LOOK_SECONDS)
+                self.group.check()
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+        return task.result()
 
     def log_probs(self, samples: Sequence[TrainSample]) -> "list[torch.Tensor]":
         """Log-prob of each response token under the current weights: float32 [t] per sample, in order."""

@@ -15,6 +15,7 @@ from rlcore.data.datasets import load_rows
 from rlcore.data.tokenizer import load_tokenizer, stop_token_ids
 from rlcore.errors import Problem, RlcoreError, fail, raise_if_any
 from rlcore.layout.model import place_model
+from rlcore.layout.plan import Layout
 from rlcore.registry import Catalog
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Prepared:
     catalog: Catalog
     checkpoint: Path
     model: ModelPlugins
+    layout: Layout
     tokenizer: "PreTrainedTokenizerBase"
     stop_ids: tuple[int, ...]
     context_tokens: int
@@ -47,15 +49,16 @@ def prepare(loaded: LoadedRecipe, command: str) -> Prepared:
     catalog = Catalog.installed(recipe.plugins.deny, recipe.plugins.require)
     raise_if_any([*check(loaded, catalog), *unbuilt(loaded), *_missing_section(recipe, command)])
     checkpoint = _checkpoint_folder(recipe)
-    spec = place_model(recipe, catalog).spec
+    placed = place_model(recipe, catalog)
     return Prepared(
         loaded,
         catalog,
         checkpoint,
-        select_model(catalog, recipe, spec),
+        select_model(catalog, recipe, placed.spec),
+        placed.layout,
         load_tokenizer(checkpoint),
         stop_token_ids(checkpoint),
-        recipe.rollout.max_context_tokens or int(spec.hf_config["max_position_embeddings"]),
+        recipe.rollout.max_context_tokens or int(placed.spec.hf_config["max_position_embeddings"]),
     )
 
 

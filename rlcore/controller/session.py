@@ -91,11 +91,19 @@ def open_session(
 ) -> Iterator[Session]:
     """Run the body with progress, watchdog and memory meter; however it ends, save the last finished step."""
     checkpoints = CheckpointStore(folder.paths.checkpoints, recipe.checkpoints)
+    policy.group.log_to(folder.paths.logs)
     with (
         folder,
         Progress(total_steps, recipe.name, first_step=state.step, quiet=quiet) as progress,
         MemoryMeter() as memory,
-        Watchdog(folder.events, folder.paths.logs, recipe.telemetry.stall_after, progress.note) as watchdog,
+        Watchdog(
+            folder.events,
+            folder.paths.logs,
+            recipe.telemetry.stall_after,
+            progress.note,
+            ranks=policy.group,
+            end_after=recipe.telemetry.end_stalled_after,
+        ) as watchdog,
     ):
         timer = PhaseTimer(watchdog.enter)
         session = Session(

@@ -74,8 +74,9 @@ async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
     prepared, recipe = materials.prepared, materials.prepared.recipe
     async with _scorers(materials, place) as (scorer, judge):
         # The trainer first: it says best what is wrong with a checkpoint.
+        updates, temperature = materials.total_updates, recipe.rollout.temperature
         with running_policy(
-            prepared, recipe.optimizer, materials.total_updates, temperature=recipe.rollout.temperature
+            prepared, recipe.optimizer, updates, temperature=temperature, quiet=quiet
         ) as policy:
             async with running_engine(prepared) as engine:
                 actors = Actors(

@@ -46,7 +46,7 @@ def imitate(lessons: Lessons, place: RunPlace, quiet: bool = False) -> None:
 
 async def _imitate(lessons: Lessons, place: RunPlace, quiet: bool) -> None:
     prepared, sft = lessons.prepared, lessons.sft
-    with running_policy(prepared, sft.optimizer, sft.steps, temperature=1.0) as policy:
+    with running_policy(prepared, sft.optimizer, sft.steps, temperature=1.0, quiet=quiet) as policy:
         folder = start(prepared.loaded, prepared.model.plugins, place)
         state = restore(folder, place, RunState(0, {}), policy.load)
         with open_session(prepared.recipe, folder, sft.steps, state, policy, quiet=quiet) as session:

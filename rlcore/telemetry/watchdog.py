@@ -1,22 +1,48 @@
 """Notices a run that stands still, and says where: the phase, what it waits for, and every thread's stack.
 
-It only speaks. Whether to stop is for the operator: a slow phase and a hung one look alike from here.
+A slow phase and a hung one look alike from here, and whether to stop is for the operator. Not so for ranks that
+work together: they can be asked, and when none of them moves for long, the run ends.
 """
 
 import faulthandler
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from rlcore.telemetry.background import Background
 from rlcore.telemetry.events import STALL, EventLog
 from rlcore.telemetry.timing import OTHER
 
 
+class Standing(Protocol):
+    """No rank has moved for `seconds`; `text` says who waits for whom."""
+
+    @property
+    def seconds(self) -> float: ...
+
+    @property
+    def text(self) -> str: ...
+
+
+class Ranks(Protocol):
+    """Those who work together, as far as the watchdog knows them."""
+
+    def stall(self) -> Standing | None:
+        """How they stand in the call under way; None where there is none, or nobody to be asked."""
+        ...
+
+    def give_up(self, reason: str) -> None:
+        """End the call under way, and them."""
+        ...
+
+
 class Watchdog(Background):
     """Warns once `stall_after` seconds pass without progress, then again each time the wait has doubled.
 
-    `warn` is given one line of text, from the watchdog's own thread. Use it as a context manager.
+    `warn` is given one line of text, from the watchdog's own thread. What `ranks` do counts as progress too;
+    once none of them has moved for `end_after` seconds they are given up. Use it as a context manager.
     """
 
     def __init__(
@@ -26,6 +52,8 @@ class Watchdog(Background):
         stall_after: float,
         warn: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
+        ranks: Ranks | None = None,
+        end_after: float = math.inf,
     ) -> None:
         super().__init__("stall-watchdog", min(stall_after / 4, 5.0), self.check)
         self._events = events
@@ -33,6 +61,8 @@ class Watchdog(Background):
         self._stall_after = stall_after
         self._warn = warn
         self._clock = clock
+        self._ranks = ranks
+        self._end_after = end_after
         self._phase = OTHER
         self.progress()
 
@@ -48,8 +78,16 @@ class Watchdog(Background):
         self._moved = self._clock()
 
     def check(self) -> None:
-        """Warn if the run stands still."""
+        """Warn if the run stands still, and end ranks that have long done so."""
         idle = self._clock() - self._moved
+        if idle < min(self._warn_after, self._end_after):
+            return
+        standing = self._ranks.stall() if self._ranks else None
+        if standing:
+            idle = min(idle, standing.seconds)
+            self._waiting_for = standing.text
+            if idle >= self._end_after and self._ranks:
+                self._ranks.give_up(f"none has moved for {idle:.0f} s: {standing.text}")
         if idle < self._warn_after:
             return
         self._warn_after = 2 * idle

@@ -1,31 +1,34 @@
 """Micro-batches: training samples packed end to end, as tensors.
 
-Axes: s packed tokens (prompts and responses end to end), t response tokens, n samples.
+Axes: s packed tokens of this context-parallel rank (prompts, responses and padding), t response tokens of all
+samples, on every rank alike, l those of them that this rank scores, n samples.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
 
 from rlcore.data.train_sample import TrainSample
 from rlcore.models.attention import PackedSequences
+from rlcore.models.context_parallel import ContextSplit, pad
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Packed samples as tensors. The hidden state at `predict_t` (a place among the s) predicts `targets_t`.
+    """Packed samples as tensors. The hidden state at `predict_l` (a row of the s) predicts `local_targets_l`.
 
-    `indices` say which samples of the step these are; `weight_t` is each token's share in the step's loss.
+    `local_l` says which response tokens those are, None where they are all. `indices` say which samples of the
+    step these are; `weight_t` is each token's share in the step's loss.
     """
 
     indices: tuple[int, ...]
     response_lengths: tuple[int, ...]
     sequences: PackedSequences
     tokens_s: torch.Tensor
-    predict_t: torch.Tensor
+    predict_l: torch.Tensor
+    local_l: torch.Tensor | None
     targets_t: torch.Tensor
     sample_t: torch.Tensor
     loss_mask_t: torch.Tensor
@@ -36,31 +39,43 @@ class MicroBatch:
     rollout_log_probs_t: torch.Tensor | None
     fresh_t: torch.Tensor | None
 
+    @property
+    def local_targets_l(self) -> torch.Tensor:
+        return self.targets_t if self.local_l is None else self.targets_t[self.local_l]
+
 
 def micro_batch(
     samples: Sequence[TrainSample],
     indices: Sequence[int],
     device: torch.device,
     weights: Sequence[torch.Tensor] | None = None,
+    split: ContextSplit | None = None,
 ) -> MicroBatch:
-    """Pack samples, by index. `weights` are each sample's shares [t] in the loss, by default zero."""
+    """Pack samples, by index. `weights` are each sample's shares [t] in the loss, by default zero.
+
+    `split` says what this rank has of their tokens, by default all.
+    """
     members = [samples[i] for i in indices]
     lengths = [len(sample.tokens) for sample in members]
     responses = torch.tensor([sample.response_length for sample in members])
-    starts = torch.tensor([0, *lengths]).cumsum(0)
+    sequences = PackedSequences.of(lengths, device, split)
+    starts = torch.tensor([0, *sequences.lengths]).cumsum(0)[: len(members)]
     prompt_lengths = torch.tensor([sample.prompt_length for sample in members])
     # Response token j of a sample stands at start + prompt + j; the hidden state one place before predicts it.
-    offsets = starts[:-1] + prompt_lengths - 1 - (responses.cumsum(0) - responses)
+    offsets = starts + prompt_lengths - 1 - (responses.cumsum(0) - responses)
     predict_t = torch.arange(int(responses.sum())) + offsets.repeat_interleave(responses)
-    tokens_s = torch.tensor(list(chain.from_iterable(sample.tokens for sample in members)))
+    tokens = [np.asarray(sample.tokens, dtype=np.int64) for sample in members]
+    tokens_w = pad(torch.from_numpy(np.concatenate(tokens)), lengths, sequences.lengths)
+    local_l, predict_l = sequences.split.local(predict_t, sequences.lengths)
     weight_t = torch.cat([weights[i] for i in indices]) if weights else torch.zeros(len(predict_t))
     return MicroBatch(
         indices=tuple(indices),
         response_lengths=tuple(responses.tolist()),
-        sequences=PackedSequences.of(lengths, device),
-        tokens_s=tokens_s.to(device),
-        predict_t=predict_t.to(device),
-        targets_t=tokens_s[predict_t + 1].to(device),
+        sequences=sequences,
+        tokens_s=sequences.split.split(tokens_w, sequences.lengths).to(device),
+        predict_l=predict_l.to(device),
+        local_l=None if local_l is None else local_l.to(device),
+        targets_t=tokens_w[predict_t + 1].to(device),
         sample_t=torch.arange(len(members)).repeat_interleave(responses).to(device),
         loss_mask_t=_joined(members, lambda sample: sample.loss_mask, device),
         weight_t=weight_t.to(device),

@@ -4,6 +4,7 @@ Its methods take and return plain data, so that it serves a loop in the same pro
 schedule runs the micro-batches, so that one process and a pipeline of many are the same code.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from rlcore.config.schema import BadSteps, Model, Optimizer, Parallel, Recompute
 from rlcore.data.train_sample import TrainSample
 from rlcore.errors import Problem, raise_if_any
 from rlcore.models.build import build_model, transformer_config
+from rlcore.models.context_parallel import ContextSplit, whole_scores
 from rlcore.models.forward import forward_hidden, output_weight, vocabulary_start
 from rlcore.models.spec import ModelSpec
 from rlcore.trainer.batch import MicroBatch
@@ -57,7 +59,8 @@ class Trainer:
     `megatron` holds fields of Megatron's transformer, DDP and optimizer configurations by their own names.
     `temperature` is the one that responses are sampled at; it divides the logits of every score, of which
     those of `log_probs_chunk` tokens exist at a time. `reference` is the checkpoint of the KL term's reference
-    policy, by default `checkpoint`. `exporter` iterates over the current weights by their hub names.
+    policy, by default `checkpoint`. `enter` is told what the trainer does next. `exporter` iterates over the
+    current weights by their hub names.
     """
 
     def __init__(
@@ -71,10 +74,12 @@ class Trainer:
         recompute: Recompute | None = None,
         megatron: Mapping[str, Any] | None = None,
         max_tokens_per_gpu: int = 4096,
+        pad_multiple: int = 1,
         bad_steps: BadSteps | None = None,
         temperature: float = 1.0,
         log_probs_chunk: int | None = None,
         reference: Path | None = None,
+        enter: Callable[[str], None] = lambda phase: None,
     ) -> None:
         self._megatron = dict(megatron or {})
         self._config = transformer_config(
@@ -87,7 +92,14 @@ class Trainer:
         self._bridge = bridge
         self._reference_checkpoint = reference or checkpoint
         self._cost = spec.flops
+        self._enter = enter
         self._max_tokens = max_tokens_per_gpu
+        self._split = ContextSplit(
+            spec.cp_layout,
+            self._config.context_parallel_size,
+            parallel_state.get_context_parallel_rank(),
+            self._config.tensor_model_parallel_size * pad_multiple,
+        )
         self._bad_steps = bad_steps or BadSteps()
         self._temperature = temperature
         self._log_probs_chunk = log_probs_chunk
@@ -158,6 +170,7 @@ class Trainer:
         except BadStepError as bad:
             state.guard.leave_out(bad)
             return {**bad.metrics, **rates, "skipped": 1.0}
+        self._enter("optimizer step")
         state.step(metrics["grad_norm"])
         return {**metrics, **rates, "skipped": 0.0}
 
@@ -171,7 +184,9 @@ class Trainer:
         masks = [torch.as_tensor(np.asarray(sample.loss_mask, np.float32)) for sample in samples]
         share = self._share(samples, token_weights(masks, objective.reduction))
         state.zero_gradients()
-        trained: list[_Trained] = self._run(share.batches, partial(self._loss, objective), forward_only=False)
+        loss = partial(self._loss, objective, self._average_auxiliary_losses(samples))
+        trained: list[_Trained] = self._run(share.batches, loss, forward_only=False)
+        self._enter("metrics and gradient norm")
         own = Totals.of([one.tally for one in trained] if speaks() else [])
         metrics = summary(Totals.merge(from_all_ranks(own)))
         metrics |= {"grad_norm": state.gradient_norm(), "samples": float(len(samples)), **share.metrics}
@@ -215,6 +230,7 @@ class Trainer:
             max_tokens_per_gpu=self._max_tokens,
             cost=self._cost,
             device=self._device,
+            split=self._split,
         )
 
     def _run(
@@ -225,9 +241,11 @@ class Trainer:
 
         def forward_step(iterator: Any, stage: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
             batch = next(iterator)
+            self._enter(f"micro-batch {next(counter)} of {len(batches) * len(stages)}")
             hidden_s1h = forward_hidden(stage, batch.tokens_s[None], batch.sequences)
             return hidden_s1h, partial(finish, stage, batch)
 
+        counter = itertools.count(1)
         iterators = [iter(batches) for _ in stages]
         return get_forward_backward_func()(
             forward_step_func=forward_step,
@@ -247,30 +265,48 @@ class Trainer:
             hidden_s1h = gather_from_sequence_parallel_region(hidden_s1h)
         group = parallel_state.get_tensor_model_parallel_group() if self._config.sequence_parallel else None
         weight_vh = output_weight(stage)
-        return score_tokens(
-            hidden_s1h[:, 0].index_select(0, batch.predict_t),
+        scores = score_tokens(
+            hidden_s1h[:, 0].index_select(0, batch.predict_l),
             weight_vh,
-            batch.targets_t,
+            batch.local_targets_l,
             temperature=self._temperature,
             first_id=vocabulary_start(stage),
             entropy=entropy,
             group=group,
             tile_elements=self._log_probs_chunk and self._log_probs_chunk * len(weight_vh),
         )
+        return scores if batch.local_l is None else _whole(scores, batch.local_l, len(batch.targets_t))
 
     def _score_only(
         self, stage: torch.nn.Module, batch: MicroBatch, hidden_s1h: torch.Tensor, non_loss_data: bool
     ) -> tuple[MicroBatch, torch.Tensor]:
         return batch, self._scores(stage, batch, hidden_s1h, "none").log_probs_t
 
+    def _average_auxiliary_losses(self, samples: Sequence[TrainSample]) -> float:
+        """Make Megatron's own losses, such as routers', means over the step's tokens; return the factor of ours.
+
+        Megatron adds them up over tokens and divides every gradient by the tokens in the end. Our weights have
+        done that beforehand, so that ours is multiplied first.
+        """
+        if self._config.num_moe_experts is None:
+            return 1.0
+        tokens = float(sum(len(sample.tokens) for sample in samples))
+        self._config.grad_scale_func = lambda loss: loss / tokens
+        return tokens
+
     def _loss(
-        self, objective: Objective, stage: torch.nn.Module, batch: MicroBatch, hidden_s1h: torch.Tensor
+        self,
+        objective: Objective,
+        factor: float,
+        stage: torch.nn.Module,
+        batch: MicroBatch,
+        hidden_s1h: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, _Trained]:
         scores = self._scores(stage, batch, hidden_s1h, objective.entropy)
         token_loss = objective.token_loss(scores, batch)
         loss = (batch.weight_t * token_loss.loss_t).sum()
         done = _Trained(batch, token_loss.loss_t.detach(), tally(scores, token_loss, batch))
-        return loss, torch.zeros((), dtype=torch.int, device=loss.device), done
+        return loss * factor, torch.zeros((), dtype=torch.int, device=loss.device), done
 
     def _not_finite(
         self, trained: Sequence[_Trained], samples: Sequence[TrainSample], metrics: Mapping[str, float]
@@ -288,6 +324,16 @@ class Trainer:
         message = f"loss {loss}, gradient norm {norm}" + (f", from {listed}" if names else "")
         remedy = "weights are as before the step; lower optimizer.lr, or look at these samples' advantages"
         return BadStepError(Problem(place, message, remedy), metrics)
+
+
+def _whole(scores: TokenScores, local_l: torch.Tensor, tokens: int) -> TokenScores:
+    """Put together what all context-parallel ranks have scored of a micro-batch's response tokens."""
+    group = parallel_state.get_context_parallel_group()
+    entropy_l = scores.entropy_t
+    return TokenScores(
+        whole_scores(scores.log_probs_t, local_l, tokens, group),
+        None if entropy_l is None else whole_scores(entropy_l, local_l, tokens, group),
+    )
 
 
 def _check(samples: Sequence[TrainSample]) -> None:

@@ -1,0 +1,161 @@
+"""A worker group of many ranks: one process each, as actors of a local Ray."""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError
+
+from rlcore.cluster import heartbeat, transport
+from rlcore.cluster.group import Make, RanksLostError, Stall
+from rlcore.cluster.local_ray import LocalRay
+from rlcore.cluster.worker import Outcome, Worker
+from rlcore.errors import Problem, RlcoreError
+
+# Ranks that fail together report within moments; one that does not hangs in a collective with who failed.
+_GRACE_SECONDS = 5.0
+# An answer takes milliseconds, or does not come.
+_ANSWER_SECONDS = 2.0
+_CONCURRENCY = {"watch": 1, "life": 1}
+
+
+class RayGroup:
+    """Makes a worker on each of `ranks` processes, with so many CPU threads each.
+
+    Raises RlcoreError as a worker's maker does on any rank, RanksLostError where a process ends.
+    """
+
+    def __init__(self, make: Make, ranks: int, threads: int) -> None:
+        self._during = "start"
+        self._reason = ""
+        self._busy = False
+        self._logs: Path | None = None
+        self._end: RanksLostError | None = None
+        self._lives: list[ray.ObjectRef] = []
+        gpus = int(torch.cuda.is_available())
+        self._ray = LocalRay(ranks * threads, ranks * gpus)
+        logs = [_log(self._ray.folder, rank) for rank in range(ranks)]
+        try:
+            transport.register()
+            actor = ray.remote(num_cpus=threads, num_gpus=gpus, concurrency_groups=_CONCURRENCY)(Worker)
+            self._workers = [actor.remote(rank, ranks, log) for rank, log in enumerate(logs)]
+            self._pids = ray.get([worker.pid.remote() for worker in self._workers])
+            self._lives = [worker.live.remote() for worker in self._workers]
+            meeting, maker = self._workers[0].host.remote(), ray.put(make)
+            self._results([worker.start.remote(maker, meeting) for worker in self._workers])
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def alive(self) -> bool:
+        return bool(self._lives)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
+        self.check()
+        self._during = method
+        arguments = ray.put((args, kwargs))
+        return self._results([worker.call.remote(method, arguments) for worker in self._workers])
+
+    def check(self) -> None:
+        if self._end:
+            raise self._end
+        ended, _ = ray.wait(self._lives, timeout=0)
+        if ended:
+            raise self._lost(self._died(self._lives.index(ended[0])))
+
+    def log_to(self, folder: Path) -> None:
+        ray.get([worker.log_to.remote(_log(folder, rank)) for rank, worker in enumerate(self._workers)])
+        self._logs = folder
+
+    def stall(self) -> Stall | None:
+        if not self._busy:
+            return None
+        answers = [worker.beat.remote() for worker in self._workers]
+        answered, _ = ray.wait(answers, num_returns=len(answers), timeout=_ANSWER_SECONDS)
+        beats: dict[int, heartbeat.Beat | None] = dict.fromkeys(range(len(answers)))
+        for answer in answered:
+            with suppress(RayActorError):
+                beats[answers.index(answer)] = ray.get(answer)
+        return heartbeat.stall(self._during, beats)
+
+    def give_up(self, reason: str) -> None:
+        self._reason = reason
+        self._kill()
+
+    def close(self) -> None:
+        self._kill()
+        self._ray.stop()
+
+    def _results(self, calls: list[ray.ObjectRef]) -> list[Any]:
+        self._busy = True
+        try:
+            outcomes = self._outcomes(calls)
+        finally:
+            self._busy = False
+        if all(outcome.is_good for outcome in outcomes.values()):
+            return [outcomes[rank].value for rank in range(len(calls))]
+        raise self._failure(outcomes)
+
+    def _outcomes(self, calls: list[ray.ObjectRef]) -> dict[int, Outcome]:
+        """Outcomes by rank, as they come; once one is bad, of those that end within the time of grace."""
+        outcomes: dict[int, Outcome] = {}
+        pending, deadline = list(calls), float("inf")
+        while pending and time.monotonic() < deadline:
+            # A bounded wait, so that Ctrl-C is heard.
+            ended, pending = ray.wait(pending, timeout=1.0)
+            for call in ended:
+                rank = calls.index(call)
+                try:
+                    outcomes[rank] = ray.get(call)
+                except RayActorError:
+                    raise self._lost(self._died(rank)) from None
+                if not outcomes[rank].is_good:
+                    deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+        return outcomes
+
+    def _failure(self, outcomes: dict[int, Outcome]) -> RlcoreError:
+        """The error for outcomes of which some are bad. Ranks that all refused can go on; others cannot."""
+        rank, first = next((rank, outcome) for rank, outcome in outcomes.items() if not outcome.is_good)
+        problems = dict.fromkeys(problem for outcome in outcomes.values() for problem in outcome.problems)
+        if len(outcomes) == len(self._workers) and all(outcome.problems for outcome in outcomes.values()):
+            return RlcoreError(problems)
+        if problems:
+            return self._lost(*problems)
+        message = f"{self._during} ended in {first.cause}"
+        error = self._lost(Problem(self._name(rank), message, self._hint(rank)))
+        error.add_note(first.trace)
+        return error
+
+    def _died(self, rank: int) -> Problem:
+        when = f"during {self._during}" if self._busy else "between two calls"
+        message = f"its process ended {when}; a machine that runs out of memory ends processes like this"
+        return Problem(self._name(rank), message, self._hint(rank))
+
+    def _lost(self, *problems: Problem) -> RanksLostError:
+        self._kill()
+        self._end = RanksLostError(Problem("trainer ranks", self._reason) if self._reason else problems)
+        return self._end
+
+    def _name(self, rank: int) -> str:
+        return f"trainer rank {rank} (pid {self._pids[rank]})"
+
+    def _hint(self, rank: int) -> str:
+        return f"look into {_log(self._logs, rank)}" if self._logs else ""
+
+    def _kill(self) -> None:
+        """End all ranks at once: one that hangs, or is stopped, hears nothing else."""
+        lives, self._lives = self._lives, []
+        living = ray.wait(lives, num_returns=len(lives), timeout=0)[1] if lives else []
+        for life in living:
+            with suppress(ProcessLookupError):
+                os.kill(self._pids[lives.index(life)], signal.SIGKILL)
+
+
+def _log(folder: Path, rank: int) -> Path:
+    return folder / f"trainer-{rank}.log"
