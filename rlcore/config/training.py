@@ -123,6 +123,8 @@ class Parallel(Section):
     """Pipeline parallel size."""
     cp: PositiveInt = 1
     """Context parallel size."""
+    dp: PositiveInt | None = None
+    """Data parallel size; by default what the other sizes leave of the GPUs, or on a CPU the smallest."""
     ep: PositiveInt = 1
     """Expert parallel size."""
     etp: PositiveInt | None = None

@@ -51,8 +51,7 @@ def layout_of(recipe: Recipe, layers: int) -> Layout:
     """
     parallel, cluster = recipe.parallel, recipe.cluster
     sizes = expert_sizes(parallel)
-    cpu_world = lcm(parallel.tp * parallel.pp * parallel.cp, sizes[0] * sizes[1] * parallel.pp)
-    world_size = cluster.nodes * cluster.gpus_per_node or cpu_world
+    world_size = cluster.nodes * cluster.gpus_per_node or _cpu_world_size(parallel)
     raise_if_any(size_problems(parallel, world_size, on_cpu=not cluster.gpus_per_node))
     raise_if_any(_stage_problems(parallel, layers))
     return Layout(
@@ -72,6 +71,13 @@ def expert_sizes(parallel: Parallel) -> tuple[int, int]:
     return parallel.ep, parallel.etp or (parallel.tp if parallel.ep == 1 else 1)
 
 
+def _cpu_world_size(parallel: Parallel) -> int:
+    """Ranks of a machine without GPUs: as many as `dp` asks for, else the fewest that hold the layout."""
+    ep, etp = expert_sizes(parallel)
+    dense = parallel.tp * parallel.pp * parallel.cp
+    return dense * parallel.dp if parallel.dp else lcm(dense, ep * etp * parallel.pp)
+
+
 def size_problems(parallel: Parallel, world_size: int, *, on_cpu: bool) -> Iterator[Problem]:
     """Check parallel sizes against each other and against the number of ranks."""
     ep, etp = expert_sizes(parallel)
@@ -79,6 +85,9 @@ def size_problems(parallel: Parallel, world_size: int, *, on_cpu: bool) -> Itera
     if world_size % dense:
         message = f"tp × pp × cp = {dense} does not divide {world_size} GPUs"
         yield Problem("parallel", message, _counts(world_size, dense))
+    elif parallel.dp is not None and parallel.dp != world_size // dense:
+        message = f"dp {parallel.dp} × {dense} (tp × pp × cp) is not the {world_size} GPUs of the cluster"
+        yield Problem("parallel.dp", message, f"dp: {world_size // dense}, or leave it out")
     if ep > 1 and world_size % sparse:
         message = f"etp × ep × pp = {sparse} does not divide {world_size} GPUs"
         yield Problem("parallel.ep", message, _counts(world_size, sparse))

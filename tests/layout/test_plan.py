@@ -41,6 +41,10 @@ def test_on_the_cpu_the_smallest_world_is_taken():
     assert lay_out(gpus=0, tp=2, pp=2, ep=4).world_size == 8
 
 
+def test_on_the_cpu_dp_asks_for_more_ranks():
+    assert lay_out(gpus=0, tp=2, dp=3).world_size == 6
+
+
 @given(
     pp=st.integers(2, 6),
     middle=st.integers(1, 5),
@@ -59,6 +63,7 @@ def test_every_layer_is_on_exactly_one_stage_in_order(pp, middle, first, last):
     [
         ({"tp": 3}, "parallel", "tp × pp × cp = 3 does not divide 8 GPUs", "6 or 9 GPUs"),
         ({"tp": 16, "etp": 16}, "parallel", "16 does not divide 8", "16 GPUs"),
+        ({"tp": 2, "dp": 2}, "parallel.dp", "dp 2 × 2 (tp × pp × cp) is not the 8 GPUs", "dp: 4"),
         ({"ep": 3}, "parallel.ep", "etp × ep × pp = 3 does not divide 8", "6 or 9"),
         ({"tp": 2, "etp": 1}, "parallel.etp", "wrong gradients", "leave etp out"),
         ({"gpus": 0, "tp": 2, "ep": 2, "etp": 2}, "parallel.etp", "gloo", "etp: 1"),
