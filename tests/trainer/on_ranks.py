@@ -53,6 +53,8 @@ OBJECTIVE = PolicyObjective(clip.policy_loss(ClipOptions()), Algorithm(entropy_c
 LAYOUTS = {
     "one process": Parallel(),
     "DP2": Parallel(),
+    "TP2": Parallel(tp=2),
+    "CP2": Parallel(cp=2),
     "PP2": Parallel(pp=2),
     "PP2xVPP2": Parallel(pp=2, vpp=2),
     "stages of 1 and 3 layers": Parallel(pp=2, first_stage_layers=1),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PARALLEL = ("DP2", "PP2", "PP2xVPP2", "stages of 1 and 3 layers", "a free-form layout")
+PARALLEL = ("DP2", "TP2", "CP2", "PP2", "PP2xVPP2", "stages of 1 and 3 layers", "a free-form layout")
 # What says how micro-batches were laid out, not what they gave.
 LAYOUT = ("micro_batches", "pack/token_fill", "pack/lockstep_over_ideal", "pack/makespan_over_ideal")
 
