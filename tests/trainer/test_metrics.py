@@ -1,0 +1,38 @@
+import math
+
+import torch
+
+from rlcore.trainer.metrics import Tally, Totals, summary
+
+
+def tally(loss, ratio_max=None, **sums):
+    named = {"loss": loss, "weight": 0.5, "tokens": 3.0, **sums}
+    maxima = {} if ratio_max is None else {"ratio_max": torch.tensor(ratio_max)}
+    return Tally({name: torch.tensor(value) for name, value in named.items()}, maxima)
+
+
+def test_sums_add_up_and_maxima_are_the_largest():
+    found = summary(Totals.of([tally(0.25, ratio_max=1.5, kl=0.1), tally(0.5, ratio_max=1.25, kl=0.3)]))
+    assert found["loss"] == 0.75
+    assert found["tokens"] == 6
+    assert found["ratio_max"] == 1.5
+    assert math.isclose(found["kl"], 0.4, rel_tol=1e-6)
+
+
+def test_ranks_without_micro_batches_of_their_own_add_nothing():
+    some = Totals.of([tally(0.25, ratio_max=1.5)])
+    assert Totals.merge([Totals(), some, Totals.of([])]) == some
+
+
+def test_a_metric_that_only_some_micro_batches_have_counts_where_it_is():
+    found = summary(Totals.of([tally(0.0), tally(0.0, ratio_max=2.0, gap=0.5, fresh=2.0)]))
+    assert found["ratio_max"] == 2.0
+    assert found["logprob_gap/mean"] == 0.25
+
+
+def test_nothing_hides_a_nan():
+    one, two = Totals.of([tally(math.nan, ratio_max=math.nan)]), Totals.of([tally(1.0, ratio_max=9.0)])
+    for order in ([one, two], [two, one]):
+        found = summary(Totals.merge(order))
+        assert math.isnan(found["loss"])
+        assert math.isnan(found["ratio_max"])
