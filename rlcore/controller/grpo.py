@@ -4,14 +4,14 @@ Weights are synced at the start of what needs them, so that a step ends with the
 interrupts the run later finds it at a step's boundary, and the next attempt repeats the rest exactly.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rlcore.config.rules import batch_size
 from rlcore.config.schema import Recipe
 from rlcore.controller.batch import estimate_advantages, split_updates
 from rlcore.controller.evaluation import EvaluationSet
-from rlcore.controller.metrics import rollout_metrics
+from rlcore.controller.metrics import rollout_metrics, update_metrics
 from rlcore.controller.policy import Policy
 from rlcore.controller.selection import AlgorithmPlugins
 from rlcore.controller.session import Session
@@ -114,7 +114,7 @@ class Grpo:
         for update in updates:
             with self._session.changing_weights():
                 rows.append(policy.train_step([batch[i] for i in update], self._objective))
-        return {**_mean(rows), **_first(rows, "logprob_gap/"), **estimate.metrics}
+        return {**update_metrics(rows), **estimate.metrics}
 
     def _train_sample(self, sample: Sample) -> TrainSample:
         version = self._actors.engine.version
@@ -174,12 +174,3 @@ class Grpo:
             self._session.progress.status(phase, done, total)
 
         return show
-
-
-def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-
-
-def _first(rows: Sequence[Mapping[str, float]], prefix: str) -> dict[str, float]:
-    """Metrics that only the first update can tell: after it, trainer and engine rightly differ."""
-    return {name: value for name, value in rows[0].items() if name.startswith(prefix)}

@@ -1,7 +1,8 @@
 """The numbers of a rollout and of an evaluation, computed from their samples."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from math import fsum
 from statistics import fmean, pstdev
 
 from rlcore.data.sample import Sample, Status
@@ -23,6 +24,17 @@ def rollout_metrics(samples: Sequence[Sample]) -> dict[str, float]:
         **_lengths(samples),
         "tokens/generated": sum(len(sample.tokens) for sample in samples),
     }
+
+
+def update_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of the optimizer steps on one rollout: means over those taken; `skipped` counts the others.
+
+    Log-prob gaps are those of the first: after it, trainer and engine rightly differ.
+    """
+    taken = [row for row in rows if not row["skipped"]] or rows
+    means = {name: fmean(row[name] for row in taken) for name in taken[0]}
+    gaps = {name: value for name, value in rows[0].items() if name.startswith("logprob_gap/")}
+    return {**means, **gaps, "skipped": fsum(row["skipped"] for row in rows)}
 
 
 def evaluation_metrics(name: str, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:

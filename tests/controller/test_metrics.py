@@ -1,4 +1,4 @@
-from rlcore.controller.metrics import evaluation_metrics, rollout_metrics
+from rlcore.controller.metrics import evaluation_metrics, rollout_metrics, update_metrics
 from rlcore.data.sample import Sample, Status
 
 
@@ -33,3 +33,16 @@ def test_lengths_and_truncation():
     assert metrics["response/length_mean"] == 3
     assert metrics["response/truncated"] == 0.5
     assert metrics["tokens/generated"] == 6
+
+
+def test_updates_are_averaged_over_those_taken():
+    rows = [
+        {"loss": 1.0, "logprob_gap/max": 0.5, "skipped": 0.0},
+        {"loss": float("nan"), "logprob_gap/max": 2.0, "skipped": 1.0},
+        {"loss": 3.0, "logprob_gap/max": 3.0, "skipped": 0.0},
+    ]
+    assert update_metrics(rows) == {"loss": 2.0, "logprob_gap/max": 0.5, "skipped": 1.0}
+
+
+def test_a_rollout_without_a_step_taken_still_has_metrics():
+    assert update_metrics([{"loss": 1.0, "skipped": 1.0}]) == {"loss": 1.0, "skipped": 1.0}
