@@ -9,10 +9,6 @@ from typing import Any
 import torch
 from megatron.core.models.backends import BackendSpecProvider
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-)
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import TEGroupedMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -20,7 +16,6 @@ from torch import Tensor, nn
 
 from rlcore.models.attention import PackedAttention
 from rlcore.models.grouped_linear import ColumnParallelGroupedLinear, RowParallelGroupedLinear, local_device
-from rlcore.models.linear import has_own_products, linear
 from rlcore.models.rms_norm import rms_norm
 
 
@@ -57,28 +52,7 @@ class ReplicatedLinear(nn.Linear):
         return super().forward(x), None
 
 
-class _OwnProducts:
-    """Has a parallel linear layer of Megatron's multiply by `linear` where that is another way than torch's."""
-
-    def _forward_impl(self, input: Tensor, weight: Tensor, bias: Tensor | None, **parallel: Any) -> Tensor:
-        if not has_own_products(weight):
-            return super()._forward_impl(input, weight, bias=bias, **parallel)
-        if parallel["sequence_parallel"]:
-            input = gather_from_sequence_parallel_region(input, group=parallel["tp_group"])
-        elif parallel["allreduce_dgrad"]:
-            input = copy_to_tensor_model_parallel_region(input, group=parallel["tp_group"])
-        return linear(input, weight, bias)
-
-
-class LocalColumnParallelLinear(_OwnProducts, ColumnParallelLinear):
-    """TEColumnParallelLinear: its rows are split over TP ranks."""
-
-
-class LocalRowParallelLinear(_OwnProducts, RowParallelLinear):
-    """TERowParallelLinear: its columns are split over TP ranks."""
-
-
-class NormColumnParallelLinear(LocalColumnParallelLinear):
+class NormColumnParallelLinear(ColumnParallelLinear):
     """TELayerNormColumnParallelLinear: RMSNorm, then a linear layer whose rows are split over TP ranks."""
 
     def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any) -> None:
@@ -100,10 +74,10 @@ class LocalSpecProvider(BackendSpecProvider):
         return ReplicatedLinear
 
     def column_parallel_linear(self) -> type:
-        return LocalColumnParallelLinear
+        return ColumnParallelLinear
 
     def row_parallel_linear(self) -> type:
-        return LocalRowParallelLinear
+        return RowParallelLinear
 
     def fuse_layernorm_and_linear(self) -> bool:
         return True

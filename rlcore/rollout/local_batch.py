@@ -13,14 +13,17 @@ import torch
 
 from rlcore.rollout.engine import Request, SamplingParams
 from rlcore.rollout.local_cache import ForwardPlan, PrefixCopy, SlotCache, group_prefills
-from rlcore.rollout.local_linear import fitting_threads, has_small_linears
+from rlcore.rollout.local_linear import has_small_linears
 from rlcore.rollout.local_sampler import Knobs, sample, stream, uniform
+from rlcore.rollout.local_threads import one_thread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # A forward holds the activations of all tokens it prefills; rows beyond this wait for the next step.
 PREFILL_TOKENS = 4096
+# From this many tokens on, a step of a small model is faster with all threads.
+_LEAST_TOKENS = 64
 
 
 @dataclass(eq=False)
@@ -129,7 +132,7 @@ class Batch:
         entered = self._enter(waiting)
         ids_t, plan = self._plan(entered)
         live = self._live
-        with fitting_threads(len(ids_t), self._small):
+        with one_thread(self._small and len(ids_t) < _LEAST_TOKENS):
             logits_bv = self._model(
                 input_ids=ids_t[None],
                 position_ids=plan.position_t[None],

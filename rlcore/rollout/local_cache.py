@@ -14,9 +14,13 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from rlcore.rollout.local_threads import one_thread
+
 ATTENTION = "rlcore_slots"
 GROWTH = 1.5
 LENGTH_STEP = 64
+# With fewer elements of keys than this, attention is quicker on one thread.
+_LEAST_CACHE = 2**20
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,16 @@ class ForwardPlan:
     masks: dict[tuple[int, torch.dtype], torch.Tensor] = field(default_factory=dict)
     targets: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, groups: int, dtype: torch.dtype) -> torch.Tensor:
-        """Additive mask [r * g, 1, l] that hides what a row has not cached; made once per forward."""
-        if (groups, dtype) not in self.masks:
-            position_r = self.position_t[: self.rows].repeat_interleave(groups)
+    def mask(self, queries: int, dtype: torch.dtype) -> torch.Tensor:
+        """Additive mask [r, 1, queries, l] that hides what a row has not cached; made once per forward."""
+        if (queries, dtype) not in self.masks:
+            position_r = self.position_t[: self.rows]
             hidden_rl = torch.arange(self.longest, device=position_r.device) > position_r[:, None]
             mask_rl = torch.zeros(hidden_rl.shape, dtype=dtype, device=position_r.device)
-            self.masks[groups, dtype] = mask_rl.masked_fill_(hidden_rl, float("-inf"))[:, None]
-        return self.masks[groups, dtype]
+            mask_rl.masked_fill_(hidden_rl, float("-inf"))
+            # Expanded over the queries: the CPU's fused kernel is half as fast with a broadcast axis.
+            self.masks[queries, dtype] = mask_rl[:, None, None].expand(-1, 1, queries, -1)
+        return self.masks[queries, dtype]
 
     def target(self, heads: int, length: int) -> torch.Tensor:
         """Index [g * t] of every token's place in a cache flattened to [r * g * l]; made once per forward."""
@@ -163,16 +169,12 @@ def _attend_to_cache(
     heads, rows, width = query_hrd.shape
     groups = keys.shape[1]
     # The heads that share a key head become its queries: no repeated keys, and the mask hides the same.
-    query = (
-        query_hrd.view(groups, heads // groups, rows, width)
-        .permute(2, 0, 1, 3)
-        .reshape(-1, heads // groups, width)
-    )
-    scale = width**-0.5 if scaling is None else scaling
-    # Plain products: with so few queries, the fused kernel's own overhead makes more threads slower than one.
-    scores = torch.baddbmm(plan.mask(groups, query.dtype), query, keys.flatten(0, 1).mT, alpha=scale)
-    weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
-    return torch.bmm(weights, values.flatten(0, 1)).view(rows, heads, -1)
+    query = query_hrd.view(groups, heads // groups, rows, width).permute(2, 0, 1, 3)
+    mask = plan.mask(heads // groups, query.dtype)
+    # The trainer's own kernel, so that both round alike; for little work its second thread is a brake.
+    with one_thread(keys.numel() < _LEAST_CACHE):
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
+    return out.reshape(rows, heads, values.shape[-1])
 
 
 def _attend_causally(

@@ -1,20 +1,14 @@
-"""Linear layers on a CPU: large ones keep weights in the kernel's layout, short steps one thread.
+"""Linear layers on a CPU: large ones keep their weights in the kernel's layout.
 
 With few rows, a decoding step spends most of its time bringing large weights into the kernel's layout;
-doing that once per weight update makes such layers two to three times as fast. The products of a small model
-with few tokens are over before a second thread has begun, and handing work to it costs more than it saves.
+doing that once per weight update makes such layers two to three times as fast.
 """
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 # Below this many elements the call costs more than the layout saves.
 LEAST_ELEMENTS = 2**18
-# From this many tokens on, a step of a small model is faster with all threads.
-LEAST_TOKENS = 64
 
 
 class PackedLinear(nn.Linear):
@@ -45,20 +39,6 @@ def has_small_linears(model: nn.Module) -> bool:
     """Whether every linear layer of the model has too few elements to gain from packing."""
     layers = (module for module in model.modules() if isinstance(module, nn.Linear))
     return all(layer.weight.numel() < LEAST_ELEMENTS for layer in layers)
-
-
-@contextmanager
-def fitting_threads(tokens: int, small: bool) -> Iterator[None]:
-    """Compute with one thread inside if a `small` model goes through few tokens; the setting comes back."""
-    threads = torch.get_num_threads()
-    if not small or tokens >= LEAST_TOKENS or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _gains(weight: torch.Tensor) -> bool:
