@@ -11,6 +11,7 @@ from rlcore.errors import Problem, RlcoreError
 
 if TYPE_CHECKING:
     from rlcore.config.load import LoadedRecipe
+    from rlcore.config.schema import Parallel
     from rlcore.layout.model import Placed
     from rlcore.registry import Catalog
 
@@ -42,24 +43,31 @@ def run(args: argparse.Namespace) -> int:
 def _report(loaded: "LoadedRecipe", catalog: "Catalog", as_json: bool) -> int:
     """Print the plan of a recipe; 1 if it has any problem."""
     from rlcore.config.checks import check, located
+    from rlcore.layout import summary
 
     problems = check(loaded, catalog)
-    placed = None
+    placed, near = None, []
     try:
         placed = _placed(loaded, catalog)
     except RlcoreError as error:
         problems = list(dict.fromkeys([*problems, *(located(loaded, found) for found in error.problems)]))
+        near = _nearest(loaded, catalog)
+    length = loaded.recipe.rollout.max_response_tokens
     sections = {
         "plugins": _plugins(loaded, catalog),
-        "batches": _batches(loaded),
-        "layout": _layout(placed) if placed else [],
+        "batches": _batches(loaded, placed),
+        "layout": summary.layout_facts(placed, length) if placed else [],
+        "groups": summary.group_facts(placed.layout) if placed else [],
+        "nearest layouts that work": summary.nearest_facts(loaded.recipe.parallel, near),
     }
     notes = _notes(loaded)
     if as_json:
         print_json(
             {
                 "recipe": loaded.recipe.model_dump(mode="json"),
-                **{name: dict(facts) for name, facts in sections.items()},
+                **{name: dict(sections[name]) for name in ("plugins", "batches", "layout")},
+                **(summary.record(placed, length) if placed else {}),
+                "nearest": [parallel.model_dump() for parallel in near],
                 "notes": _records(notes),
                 "problems": _records(problems),
             }
@@ -73,8 +81,19 @@ def _placed(loaded: "LoadedRecipe", catalog: "Catalog") -> "Placed | None":
     """The model in its layout, or None where the keys that say it were refused."""
     from rlcore.layout.model import place_model
 
-    reads = ("model", "parallel", "cluster", "layout_validators")
+    reads = ("model", "parallel", "cluster", "layout_validators", "mtp")
     return None if any(map(loaded.is_broken, reads)) else place_model(loaded.recipe, catalog)
+
+
+def _nearest(loaded: "LoadedRecipe", catalog: "Catalog") -> "list[Parallel]":
+    """Layouts next to one that does not work; none where not the layout is what is wrong."""
+    from rlcore.layout.model import read_model
+    from rlcore.layout.nearest import nearest
+
+    try:
+        return nearest(loaded.recipe, read_model(loaded.recipe, catalog))
+    except RlcoreError:
+        return []
 
 
 def _plugins(loaded: "LoadedRecipe", catalog: "Catalog") -> Facts:
@@ -93,42 +112,34 @@ def _plugins(loaded: "LoadedRecipe", catalog: "Catalog") -> Facts:
     return facts
 
 
-def _batches(loaded: "LoadedRecipe") -> Facts:
+def _batches(loaded: "LoadedRecipe", placed: "Placed | None") -> Facts:
     """How prompts become samples, optimizer steps and micro-batches."""
     from rlcore.config.rules import batch_size, samples_per_rollout
 
     recipe = loaded.recipe
-    rollout, train = recipe.rollout, recipe.train
+    rollout, train, cp = recipe.rollout, recipe.train, recipe.parallel.cp
     samples, batch = samples_per_rollout(recipe), batch_size(recipe)
     length = (
         f"{train.steps:,} rollouts" if train.steps else f"{train.epochs} epochs" if train.epochs else "unsaid"
     )
     updates = samples // batch if batch else 0
+    tokens = f"at most {train.max_tokens_per_gpu * cp:,} packed tokens"
     return [
         ("rollout", f"{rollout.prompts_per_step} prompts × {rollout.samples_per_prompt} = {samples:,} samples"),
         ("optimizer steps", f"{updates} per rollout, of {batch:,} samples"),
+        *([("step", _shares(batch, placed.layout.dp))] if placed else []),
         ("length", length),
-        ("micro-batch", f"at most {train.max_tokens_per_gpu * recipe.parallel.cp:,} packed tokens"),
+        ("micro-batch", f"{tokens} ({train.max_tokens_per_gpu:,} × cp {cp})" if cp > 1 else tokens),
         ("response", f"at most {rollout.max_response_tokens:,} tokens"),
     ]
 
 
-def _layout(placed: "Placed") -> Facts:
-    """Ranks, parallel sizes and the layers of each stage."""
-    spec, layout = placed.spec, placed.layout
-    sizes = f"tp {layout.tp} × pp {layout.pp} × cp {layout.cp} × dp {layout.dp}"
-    facts = [
-        (
-            "model",
-            f"{spec.model_type}, {len(spec.layers)} layers, {spec.parameters / 1e9:.3g} billion parameters",
-        ),
-        ("ranks", f"{layout.world_size} = {sizes}"),
-    ]
-    if layout.ep > 1:
-        facts.append(("experts", f"ep {layout.ep} × etp {layout.etp} × dp {layout.expert_dp}"))
-    if any(map(any, layout.stages)):
-        facts += [(f"stage {rank}", placed.stage_kinds(rank)) for rank in range(layout.pp)]
-    return facts
+def _shares(batch: int, dp: int) -> str:
+    """Samples of one optimizer step on each data parallel rank; ranks are balanced by cost, not by count."""
+    if batch < dp:
+        return f"{batch:,} samples for {dp} data parallel ranks: {dp - batch} have none and wait"
+    about = f"about {batch // dp:,} of {batch:,} samples" if dp > 1 else f"{batch:,} samples"
+    return f"{about} on each data parallel rank (dp {dp})"
 
 
 def _notes(loaded: "LoadedRecipe") -> list[Problem]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from rlcore.config.load import LoadedRecipe
 from rlcore.config.schema import Recipe
@@ -29,29 +28,14 @@ def unbuilt(loaded: LoadedRecipe) -> list[Problem]:
 
 
 def _features(recipe: Recipe) -> Iterator[Unbuilt]:
-    yield from _parallel(recipe)
+    yield from _cluster(recipe)
     yield from _rollout(recipe)
     yield from _training(recipe)
 
 
-def _parallel(recipe: Recipe) -> Iterator[Unbuilt]:
-    parallel, cluster = recipe.parallel, recipe.cluster
-    sizes: dict[str, tuple[Any, str]] = {
-        "tp": (parallel.tp, "tensor"),
-        "pp": (parallel.pp, "pipeline"),
-        "cp": (parallel.cp, "context"),
-        "ep": (parallel.ep, "expert"),
-        "etp": (parallel.etp or 1, "expert tensor"),
-        "vpp": (parallel.vpp or 1, "virtual pipeline"),
-    }
-    for name, (size, kind) in sizes.items():
-        yield Unbuilt(f"parallel.{name}", size > 1, f"{kind} parallel training", f"{name}: 1")
-    layout = parallel.pipeline_layout is not None
-    yield Unbuilt("parallel.pipeline_layout", layout, "a free-form pipeline layout", "leave it out")
+def _cluster(recipe: Recipe) -> Iterator[Unbuilt]:
+    cluster = recipe.cluster
     yield Unbuilt("cluster.nodes", cluster.nodes > 1, "training on several nodes", "nodes: 1")
-    yield Unbuilt(
-        "cluster.gpus_per_node", cluster.gpus_per_node > 1, "training on several GPUs", "gpus_per_node: 1"
-    )
     yield Unbuilt(
         "cluster.colocate", cluster.colocate, "sharing GPUs between trainer and engines", "colocate: false"
     )
@@ -74,7 +58,7 @@ def _rollout(recipe: Recipe) -> Iterator[Unbuilt]:
 
 
 def _training(recipe: Recipe) -> Iterator[Unbuilt]:
-    mtp, train = recipe.mtp, recipe.train
+    mtp = recipe.mtp
     yield Unbuilt(
         "mtp.num_layers", mtp.num_layers > 0, "multi-token prediction in the trainer", "num_layers: 0"
     )
@@ -84,4 +68,3 @@ def _training(recipe: Recipe) -> Iterator[Unbuilt]:
     yield Unbuilt(
         "checkpoints.asynchronous", recipe.checkpoints.asynchronous, "saving in the background", "false"
     )
-    yield Unbuilt("train.pad_multiple", train.pad_multiple > 1, "padding of micro-batches", "pad_multiple: 1")

@@ -57,6 +57,7 @@ class TrainerJob:
             recompute=recipe.recompute,
             megatron=recipe.megatron,
             max_tokens_per_gpu=recipe.train.max_tokens_per_gpu,
+            pad_multiple=recipe.train.pad_multiple,
             bad_steps=recipe.train.bad_steps,
             temperature=self.temperature,
             log_probs_chunk=recipe.train.log_probs_chunk,

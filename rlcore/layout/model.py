@@ -1,4 +1,4 @@
-"""A recipe's model in its layout: what the model plugin says of each layer, held against the stages."""
+"""A recipe's model in its layout: what model and plugins say of each layer, held against the stages."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from rlcore.config.checkpoint import read_architecture
 from rlcore.config.schema import Recipe
 from rlcore.errors import Problem, raise_if_any
-from rlcore.layout.plan import Layout, layout_of
+from rlcore.layout.plan import Layout, layout_of, layout_problems
+from rlcore.layout.rules import model_problems
+from rlcore.protocols import LayoutValidator
 from rlcore.registry import Catalog
 
 if TYPE_CHECKING:
@@ -22,29 +24,62 @@ class Placed:
     spec: "ModelSpec"
     layout: Layout
 
-    def stage_kinds(self, pipeline_rank: int) -> str:
-        """Count the layers of a pipeline rank by kind, such as `3 dense + 5 moe`."""
-        layers = [layer for chunk in self.layout.stages[pipeline_rank] for layer in chunk]
-        kinds = Counter(self.spec.layers[layer].kind for layer in layers)
-        return " + ".join(f"{count} {kind}" for kind, count in kinds.items())
+    def kinds(self, pipeline_rank: int) -> Counter[str]:
+        """Count the layers of a pipeline rank by kind."""
+        return Counter(
+            self.spec.layers[layer].kind for chunk in self.layout.stages[pipeline_rank] for layer in chunk
+        )
+
+    def relative_costs(self, length: int) -> list[float]:
+        """FLOPs of each pipeline rank for sequences of `length` tokens, as multiples of their mean.
+
+        The output layer counts for the last rank: a pipeline is as slow as its slowest rank.
+        """
+        flops = [
+            sum(self.spec.layers[layer].flops(length) for chunk in chunks for layer in chunk)
+            for chunks in self.layout.stages
+        ]
+        flops[-1] += 2.0 * length * self.spec.hidden_size * self.spec.vocab_size
+        mean = sum(flops) / len(flops)
+        return [each / mean for each in flops]
 
 
-def place_model(recipe: Recipe, catalog: Catalog) -> Placed:
-    """Describe the model, split it, and apply the layout rules of its plugin and of the recipe.
+@dataclass(frozen=True)
+class Placeable:
+    """A model and the layout rules that apply to it: those of its plugin and those that the recipe lists."""
 
-    Raises RlcoreError with the problems of the first of these steps that finds any; places are recipe keys.
-    """
+    spec: "ModelSpec"
+    validators: tuple[LayoutValidator, ...]
+
+    def place(self, recipe: Recipe) -> Placed:
+        """Split the model as the recipe says; raises RlcoreError with every rule broken, at the recipe's keys.
+
+        The rules of plugins are asked about a layout that breaks none of the others.
+        """
+        layers = len(self.spec.layers)
+        raise_if_any([*layout_problems(recipe, layers), *model_problems(recipe.parallel, self.spec)])
+        layout = layout_of(recipe, layers)
+        own = [problem for validator in self.validators for problem in validator.validate(layout)]
+        raise_if_any([*_forbidden_starts(self.spec, layout), *own])
+        return Placed(self.spec, layout)
+
+
+def read_model(recipe: Recipe, catalog: Catalog) -> Placeable:
+    """Describe the recipe's model and make its layout rules; raises RlcoreError for what cannot be."""
     model = recipe.model
     architecture = read_architecture(model.checkpoint, model.overrides, catalog)
     name = model.plugin or architecture.hf_config["model_type"]
     key = "model.plugin" if model.plugin else "model.checkpoint"
     spec: ModelSpec = catalog.load("model_spec", name, key).create(architecture.hf_config)
-    layout = layout_of(recipe, len(spec.layers))
     rules = {name: key, **dict.fromkeys(recipe.layout_validators, "layout_validators")}
-    validators = [catalog.load("layout_validator", rule, key).create(spec) for rule, key in rules.items()]
-    problems = [problem for validator in validators for problem in validator.validate(layout)]
-    raise_if_any([*_forbidden_starts(spec, layout), *problems])
-    return Placed(spec, layout)
+    return Placeable(
+        spec, tuple(catalog.load("layout_validator", rule, key).create(spec) for rule, key in rules.items())
+    )
+
+
+def place_model(recipe: Recipe, catalog: Catalog) -> Placed:
+    """Describe the model and split it; raises RlcoreError with the problems of the step that finds any."""
+    return read_model(recipe, catalog).place(recipe)
 
 
 def _forbidden_starts(spec: "ModelSpec", layout: Layout) -> Iterator[Problem]:

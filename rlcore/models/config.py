@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 from rlcore.config.native import megatron_problems
 from rlcore.config.schema import Parallel, Recompute
 from rlcore.errors import Problem, raise_if_any
 from rlcore.layout.plan import expert_sizes
+from rlcore.layout.stages import chunks_per_rank
 from rlcore.models.spec import ModelSpec
 
 # What makes packed micro-batches of unequal lengths train right; rlcore computes losses per token. Experts are
@@ -66,10 +66,8 @@ def transformer_config(
 
 def virtual_stages(parallel: Parallel) -> int | None:
     """Stages per pipeline rank, by `vpp` or the free-form layout; None for one, not to be interleaved."""
-    stages = parallel.vpp or 1
-    if parallel.pipeline_layout is not None:
-        stages = PipelineParallelLayerLayout.get_num_stages_from_str(parallel.pipeline_layout) // parallel.pp
-    return stages if stages > 1 else None
+    chunks = chunks_per_rank(parallel)
+    return chunks if chunks > 1 else None
 
 
 def _parallel_fields(parallel: Parallel) -> dict[str, Any]:

@@ -49,15 +49,33 @@ def test_every_problem_is_printed_and_the_exit_code_is_1(capsys):
         capsys, BIG, "--set", "parallel.tp=3", "--set", "rewards=[nope]", "--set", "rollout.topp=1"
     )
     assert code == 1
-    assert "3 problems:" in out
-    for fragment in ("unknown key 'topp'", "no reward 'nope'", "tp × pp × cp = 6 does not divide 4 GPUs"):
+    assert "6 problems:" in out
+    for fragment in (
+        "unknown key 'topp'",
+        "no reward 'nope'",
+        "tp × pp × cp = 6 does not divide 4 GPUs",
+        "3 does not divide the 32",
+    ):
         assert fragment in err
 
 
-def test_the_models_own_layout_rule_is_applied(capsys):
-    code, _, err = plan(capsys, BIG, "--set", "parallel.tp=7", "--set", "cluster.gpus_per_node=14")
+def test_a_layout_that_cannot_be_comes_with_the_nearest_that_can(capsys):
+    code, out, err = plan(capsys, BIG, "--set", "parallel.tp=3", "--set", "cluster.gpus_per_node=8")
     assert code == 1
-    assert "7 does not divide the 32 attention heads" in err
+    assert "3 does not divide the 32 attention heads" in err
+    nearest = out[out.index("nearest layouts that work") :].splitlines()[1:4]
+    assert nearest[0].strip() == "tp 4 × pp 1 × cp 2 × ep 1  --set parallel.tp=4"
+    suggested = [part for part in nearest[1].split() if "=" in part]
+    changed = [argument for setting in suggested for argument in ("--set", setting)]
+    assert plan(capsys, BIG, "--set", "cluster.gpus_per_node=8", *changed)[0] == 0
+
+
+def test_groups_of_512_ranks_fit_a_line_each(capsys):
+    sizes = ("cluster.nodes=64", "cluster.gpus_per_node=8", "parallel.pp=4", "parallel.vpp=2")
+    _, out, _ = plan(capsys, BIG, *(argument for size in sizes for argument in ("--set", size)))
+    assert "  tp  256 of 2 ranks: 0-1, 2-3, 4-5 … 510-511\n" in out
+    assert "  dp  16 of 32 ranks: 0+4+…+124" in out
+    assert "  stage 3  layers 15-19 | 35-39: 10 dense + output layer, 1.18 of the mean cost\n" in out
 
 
 def test_json_holds_defaults_and_problems(capsys):
@@ -66,7 +84,8 @@ def test_json_holds_defaults_and_problems(capsys):
     assert code == 1
     assert record["recipe"]["optimizer"]["eps"] == 1e-8
     assert record["problems"][0]["place"] == "--set megatron.lr=1 (megatron.lr)"
-    assert record["layout"]["stage 0"] == "40 dense"
+    assert record["layout"]["stage 0"] == "layers 0-39: embedding + 40 dense + output layer"
+    assert record["groups"]["cp"] == [[0, 2], [1, 3]]
 
 
 def test_a_misspelt_recipe_is_answered_with_a_shipped_one(capsys):

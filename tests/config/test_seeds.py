@@ -57,8 +57,7 @@ def test_the_flags_of_a_published_recipe_validate_together(title, write):
     overrides = [f"{key}={text}" for key, text in settings(SECTIONS[title])]
     recipe = load_recipe(write(BASE), overrides).recipe
     assert list(native_problems(recipe)) == []
-    gpus = recipe.cluster.nodes * recipe.cluster.gpus_per_node
-    assert list(size_problems(recipe.parallel, gpus or 1, on_cpu=not gpus)) == []
+    assert list(size_problems(recipe)) == []
 
 
 def test_every_key_that_the_page_names_exists():

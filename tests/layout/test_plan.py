@@ -70,7 +70,7 @@ def test_every_layer_is_on_exactly_one_stage_in_order(pp, middle, first, last):
         ({"layers": 9, "pp": 2}, "parallel.pp", "9 of 9 layers are left for 2", "last_stage_layers: 5"),
         ({"pp": 2, "first_stage_layers": 3, "last_stage_layers": 3}, "parallel.pp", "2 of 8", "out"),
         ({"pp": 2, "first_stage_layers": 9}, "parallel.pp", "-1 of 8", "out"),
-        ({"pp": 2, "vpp": 3}, "parallel.vpp", "3 chunks do not divide", "divisor"),
+        ({"pp": 2, "vpp": 3}, "parallel.vpp", "3 chunks do not divide stages of 4 layers", "one of 1, 2, 4"),
         ({"vpp": 2}, "parallel.vpp", "only one pipeline stage", "pp above 1"),
         ({"first_stage_layers": 2}, "parallel.first_stage_layers", "only one", "pp above 1"),
         (
