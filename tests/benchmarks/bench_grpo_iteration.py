@@ -23,7 +23,7 @@ from typing import Any
 
 from rlcore.cli.running import quiet_libraries
 from rlcore.config.load import load_recipe
-from rlcore.controller.assembly import make_generator, make_trainer, running_engine
+from rlcore.controller.assembly import make_generator, running_engine, running_policy
 from rlcore.controller.checkpoints import RunState
 from rlcore.controller.grpo import Actors, Grpo
 from rlcore.controller.preparation import prepare
@@ -125,15 +125,16 @@ async def run_loop(materials: Materials, run: Path, lengths: list[int]) -> None:
     prepared = materials.prepared
     recipe = prepared.recipe
     scorer = RewardRunner.from_recipe(recipe.rewards, prepared.catalog)
-    trainer = make_trainer(prepared, recipe.optimizer, materials.total_updates, temperature=1.0)
-    async with running_engine(prepared) as local:
-        engine = FixedLengths(local, lengths)
-        generator = make_generator(prepared, engine, scorer)
-        actors = Actors(trainer, engine, generator, generator, materials.source())
-        folder = start(prepared.loaded, prepared.model.plugins, RunPlace(run))
-        state = RunState(0, actors.source.state())
-        with open_session(recipe, folder, materials.total_steps, state, trainer.save, quiet=True) as session:
-            await Grpo(recipe, actors, materials.algorithm, (), session).run(materials.total_steps)
+    updates = materials.total_updates
+    with running_policy(prepared, recipe.optimizer, updates, temperature=1.0, quiet=True) as policy:
+        async with running_engine(prepared) as local:
+            engine = FixedLengths(local, lengths)
+            generator = make_generator(prepared, engine, scorer)
+            actors = Actors(policy, engine, generator, generator, materials.source())
+            folder = start(prepared.loaded, prepared.model.plugins, RunPlace(run))
+            state = RunState(0, actors.source.state())
+            with open_session(recipe, folder, materials.total_steps, state, policy, quiet=True) as session:
+                await Grpo(recipe, actors, materials.algorithm, (), session).run(materials.total_steps)
     await scorer.close()
 
 
