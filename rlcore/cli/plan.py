@@ -42,16 +42,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _report(loaded: "LoadedRecipe", catalog: "Catalog", as_json: bool) -> int:
     """Print the plan of a recipe; 1 if it has any problem."""
-    from rlcore.config.checks import check, located
+    from rlcore.config.checks import check
     from rlcore.layout import summary
+    from rlcore.layout.model import place_loaded
 
-    problems = check(loaded, catalog)
-    placed, near = None, []
-    try:
-        placed = _placed(loaded, catalog)
-    except RlcoreError as error:
-        problems = list(dict.fromkeys([*problems, *(located(loaded, found) for found in error.problems)]))
-        near = _nearest(loaded, catalog)
+    placed, misplaced = place_loaded(loaded, catalog)
+    problems = list(dict.fromkeys([*check(loaded, catalog), *misplaced]))
+    near = _nearest(loaded, catalog) if misplaced else []
     length = loaded.recipe.rollout.max_response_tokens
     sections = {
         "plugins": _plugins(loaded, catalog),
@@ -75,14 +72,6 @@ def _report(loaded: "LoadedRecipe", catalog: "Catalog", as_json: bool) -> int:
     else:
         _print(loaded, sections, notes, problems)
     return int(bool(problems))
-
-
-def _placed(loaded: "LoadedRecipe", catalog: "Catalog") -> "Placed | None":
-    """The model in its layout, or None where the keys that say it were refused."""
-    from rlcore.layout.model import place_model
-
-    reads = ("model", "parallel", "cluster", "layout_validators", "mtp")
-    return None if any(map(loaded.is_broken, reads)) else place_model(loaded.recipe, catalog)
 
 
 def _nearest(loaded: "LoadedRecipe", catalog: "Catalog") -> "list[Parallel]":

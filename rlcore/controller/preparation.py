@@ -14,7 +14,7 @@ from rlcore.data.chat import Prompt, tokenize_prompts
 from rlcore.data.datasets import load_rows
 from rlcore.data.tokenizer import load_tokenizer, stop_token_ids
 from rlcore.errors import Problem, RlcoreError, fail, raise_if_any
-from rlcore.layout.model import place_model
+from rlcore.layout.model import place_loaded
 from rlcore.layout.plan import Layout
 from rlcore.registry import Catalog
 
@@ -47,9 +47,11 @@ def prepare(loaded: LoadedRecipe, command: str) -> Prepared:
     """Check a recipe for `command` ("train", "sft" or "eval"); raises RlcoreError with every problem found."""
     recipe = loaded.recipe
     catalog = Catalog.installed(recipe.plugins.deny, recipe.plugins.require)
-    raise_if_any([*check(loaded, catalog), *unbuilt(loaded), *_missing_section(recipe, command)])
+    placed, misplaced = place_loaded(loaded, catalog)
+    problems = [*check(loaded, catalog), *misplaced, *unbuilt(loaded), *_missing_section(recipe, command)]
+    raise_if_any(dict.fromkeys(problems))
+    assert placed is not None, "only a recipe with problems has no layout"
     checkpoint = _checkpoint_folder(recipe)
-    placed = place_model(recipe, catalog)
     return Prepared(
         loaded,
         catalog,

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlcore.config.checkpoint import read_architecture
+from rlcore.config.checks import located
+from rlcore.config.load import LoadedRecipe
 from rlcore.config.schema import Recipe
-from rlcore.errors import Problem, raise_if_any
+from rlcore.errors import Problem, RlcoreError, raise_if_any
 from rlcore.layout.plan import Layout, layout_of, layout_problems
 from rlcore.layout.rules import model_problems
 from rlcore.protocols import LayoutValidator
@@ -75,6 +77,19 @@ def read_model(recipe: Recipe, catalog: Catalog) -> Placeable:
     return Placeable(
         spec, tuple(catalog.load("layout_validator", rule, key).create(spec) for rule, key in rules.items())
     )
+
+
+def place_loaded(loaded: LoadedRecipe, catalog: Catalog) -> tuple[Placed | None, list[Problem]]:
+    """Place the model of a recipe that may have problems already; return it, or what is wrong with its layout.
+
+    Both are empty where the keys that say the layout were refused. Places are files and lines.
+    """
+    if any(map(loaded.is_broken, ("model", "parallel", "cluster", "layout_validators", "mtp"))):
+        return None, []
+    try:
+        return place_model(loaded.recipe, catalog), []
+    except RlcoreError as error:
+        return None, [located(loaded, problem) for problem in error.problems]
 
 
 def place_model(recipe: Recipe, catalog: Catalog) -> Placed:
