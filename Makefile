@@ -7,7 +7,7 @@ MODEL ?= glm4
 SEED ?= 1
 DEMO := runs/demo
 
-.PHONY: help setup demo test lint benchmark wheels clean
+.PHONY: help setup demo test parity lint benchmark wheels clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,10 @@ demo: setup  ## train a tiny model with GRPO on this machine's CPU, then write i
 # Two workers on two cores: more threads inside each would only wait for one another.
 test: setup  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
+
+# One thread a rank: up to eight of them share the cores.
+parity: setup  ## every parallel layout's gradient against one process's; writes runs/parity.json
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/parity/run.py
 
 lint: setup  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ _OWNED_MEGATRON = {
     "context_parallel_size": "parallel.cp",
     "expert_model_parallel_size": "parallel.ep",
     "expert_tensor_parallel_size": "parallel.etp",
-    "sequence_parallel": "parallel.tp (above 1 it is on: gradients of models with latent attention or experts need it)",
+    "sequence_parallel": "parallel.tp (above 1 it is on; without, some gradients are wrong)",
     "overlap_p2p_comm": "parallel.vpp (above 1 it is on)",
     "batch_p2p_comm": "parallel.vpp (above 1 it is off)",
     "num_layers_in_first_pipeline_stage": "parallel.first_stage_layers",

@@ -1,0 +1,111 @@
+"""Which tiny models the parity suite trains, in which layouts. A new family is one more line of FAMILIES."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from moe import MOE, moe_bridge, moe_spec
+from rlcore_glm4.plugin import glm4_bridge, glm4_spec
+
+from rlcore.bridge.table import WeightBridge
+from rlcore.config.schema import Model, Parallel, Recipe
+from rlcore.layout.plan import layout_of
+from rlcore.models.spec import ModelSpec
+
+Lengths = Sequence[tuple[int, int]]
+
+# (prompt, response) tokens. No length and no total is a multiple of anything, so that every layout has to pad.
+PACKED: Lengths = ((3, 9), (5, 28), (7, 16), (2, 51), (11, 6), (4, 37), (6, 13), (1, 22), (9, 34), (3, 20))
+ONE_SEQUENCE: Lengths = ((31, 372),)
+
+GLM4: Mapping[str, Any] = {
+    "model_type": "glm4",
+    "vocab_size": 131,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "partial_rotary_factor": 0.5,
+    "attention_bias": True,
+    "tie_word_embeddings": False,
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout by its usual name, such as `TP2xPP2xVPP2`: sizes of the axes that are above 1.
+
+    TP brings sequence parallelism with it: `+SP` says so and changes nothing.
+    """
+
+    name: str
+    lengths: Lengths = PACKED
+    cp: Literal["zigzag", "contiguous"] | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {axis.lower(): int(size) for axis, size in re.findall(r"([A-Z]+)(\d+)", self.name)}
+
+    @property
+    def title(self) -> str:
+        samples = "packed" if len(self.lengths) > 1 else "one sequence"
+        return f"{self.name} {samples}, {self.cp}" if self.cp else self.name
+
+    @property
+    def parallel(self) -> Parallel:
+        return Parallel(**self.sizes)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: its name, the config.json of a tiny model, spec and bridge of its plugin, its layouts."""
+
+    name: str
+    hf_config: Mapping[str, Any]
+    make_spec: Callable[[Mapping[str, Any]], ModelSpec]
+    make_bridge: Callable[[ModelSpec], WeightBridge]
+    layouts: tuple[Layout, ...]
+
+    def spec(self, layout: Layout) -> ModelSpec:
+        spec = self.make_spec(self.hf_config)
+        return replace(spec, cp_layout=layout.cp) if layout.cp else spec
+
+    def world_size(self, layout: Layout) -> int:
+        """Ranks that the planner gives the layout on a CPU; raises RlcoreError if it refuses it."""
+        recipe = Recipe(model=Model(checkpoint=self.name), parallel=layout.parallel)
+        return layout_of(recipe, len(self.spec(layout).layers)).world_size
+
+
+DENSE = (
+    Layout("TP2"),
+    Layout("TP2+SP", ONE_SEQUENCE),
+    Layout("TP4"),
+    Layout("PP2"),
+    Layout("PP2xVPP2"),
+    Layout("CP2", ONE_SEQUENCE, "zigzag"),
+    Layout("CP2", ONE_SEQUENCE, "contiguous"),
+    Layout("CP2", PACKED, "zigzag"),
+    Layout("CP2", PACKED, "contiguous"),
+    Layout("DP2"),
+    Layout("TP2xPP2"),
+    Layout("TP2xCP2xDP2"),
+    Layout("PP2xCP2xDP2"),
+)
+EXPERTS = (
+    Layout("EP2"),
+    Layout("TP2xEP2"),
+    Layout("TP2xEP2xDP2"),
+    Layout("TP2xPP2xEP2"),
+    Layout("CP2xEP2"),
+    Layout("TP2xETP2"),
+)
+
+FAMILIES = (
+    Family("GLM-4", GLM4, glm4_spec, glm4_bridge, DENSE),
+    Family("Megatron MoE", MOE, moe_spec, moe_bridge, EXPERTS),
+)
