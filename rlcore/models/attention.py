@@ -4,17 +4,20 @@ Stands in for TransformerEngine's attention in Megatron's layer specs, and is th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+
+from rlcore.models.context_parallel import ContextSplit, Piece, gather_rows
 
 
 @dataclass
@@ -22,30 +25,56 @@ class PackedSequences(PackedSeqParams):
     """Megatron's packed sequences that remember their lengths on the host, so that no layer asks a device."""
 
     lengths: tuple[int, ...] = ()
+    cp: ContextSplit = field(default_factory=ContextSplit)
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | None = None) -> "PackedSequences":
-        """Describe sequences of these lengths (tokens, all positive) laid end to end.
+    def of(
+        cls,
+        lengths: Sequence[int],
+        device: torch.device | None = None,
+        cp: ContextSplit | None = None,
+    ) -> "PackedSequences":
+        """Describe sequences of these lengths (tokens, all positive) laid end to end, and padded as `cp` asks.
 
-        max_seqlen is the longest sequence on purpose: were it the total, Megatron's rotary embedding would
-        count positions through all sequences instead of starting each at 0, without an error.
+        All that is told of them is about the whole on all context-parallel ranks, padding included: attention
+        takes padding for the end of its sequence, where the causal mask hides it. max_seqlen is the longest
+        sequence on purpose: were it the total, Megatron's rotary embedding would count positions through all
+        sequences instead of starting each at 0, without an error.
         """
+        cp = cp or ContextSplit()
+        lengths = cp.padded(lengths)
         offsets = torch.tensor([0, *lengths], device=device).cumsum(0, dtype=torch.int32)
+        # Megatron hands the offsets, and nothing else of these, to what rotates queries and keys.
+        offsets.position_t = cp.positions(lengths).to(offsets.device)
+        # TransformerEngine asks for them where ranks share sequences.
+        padded_offsets = offsets if cp.size > 1 else None
         longest = max(lengths)
         return cls(
             qkv_format="thd",
             cu_seqlens_q=offsets,
             cu_seqlens_kv=offsets,
+            cu_seqlens_q_padded=padded_offsets,
+            cu_seqlens_kv_padded=padded_offsets,
             max_seqlen_q=longest,
             max_seqlen_kv=longest,
-            lengths=tuple(lengths),
+            lengths=lengths,
+            cp=cp,
         )
 
-    @cached_property
+    @property
     def position_ids(self) -> Tensor:
-        """Position of each token in its own sequence, int64 [1, t]."""
-        device = self.cu_seqlens_q.device
-        return torch.cat([torch.arange(length, device=device) for length in self.lengths])[None]
+        """Position of each token of this rank in its own sequence, int64 [1, t]."""
+        return self.cu_seqlens_q.position_t[None]
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """This rank's pieces of the sequences."""
+        return self.cp.pieces(self.lengths)
+
+    @cached_property
+    def merging(self) -> Tensor:
+        """Index that puts the tokens of all context-parallel ranks into the order of the whole."""
+        return self.cp.merging(self.lengths).to(self.cu_seqlens_q.device)
 
     @cached_property
     def padding(self) -> "Padding":
@@ -105,11 +134,12 @@ class PackedAttention(MegatronModule):
         attention_type: str,
         attention_dropout: float | None = None,
         softmax_scale: float | None = None,
+        *,
+        pg_collection: ProcessGroupCollection,
         **_: Any,
     ) -> None:
         super().__init__(config=config)
-        if config.context_parallel_size > 1:
-            raise ValueError("attention in plain torch does not split sequences over context-parallel ranks")
+        self.cp_group = pg_collection.cp
         self.layer_number = layer_number
         self.softmax_scale = softmax_scale
 
@@ -124,6 +154,8 @@ class PackedAttention(MegatronModule):
         **_: Any,
     ) -> Tensor:
         """Attend within each sequence. t tokens, h query heads, g key heads, d widths; returns [t, h * d]."""
+        if packed_seq_params.cp.size > 1:
+            return self._attend_to_all_ranks(query_thd, key_tgd, value_tgd, packed_seq_params)
         padding = packed_seq_params.padding
         sizes = [count * length for count, length in padding.shapes]
         batches = zip(
@@ -141,6 +173,32 @@ class PackedAttention(MegatronModule):
             query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=query.size(1) != key.size(1)
         )
         return out_bhld.transpose(1, 2).flatten(0, 1).flatten(1)
+
+    def _attend_to_all_ranks(
+        self, query_thd: Tensor, key_tgd: Tensor, value_tgd: Tensor, sequences: PackedSequences
+    ) -> Tensor:
+        """Let the queries of this rank's pieces see the keys of every context-parallel rank."""
+        own_tgd = torch.cat([key_tgd, value_tgd], -1)
+        whole_tgd = gather_rows(own_tgd, self.cp_group).index_select(0, sequences.merging)
+        key_tgd, value_tgd = whole_tgd.split([key_tgd.shape[-1], value_tgd.shape[-1]], -1)
+        return torch.cat(
+            [
+                self._attend_to_past(query_thd[piece.rows], key_tgd[piece.seen], value_tgd[piece.seen])
+                for piece in sequences.pieces
+            ]
+        )
+
+    def _attend_to_past(self, query_thd: Tensor, key_sgd: Tensor, value_sgd: Tensor) -> Tensor:
+        """Attend to the tokens of one sequence up to the queries, which are the last of them."""
+        # Brings torch's compiler along, whose import takes seconds; on a GPU no mask is ever made of it.
+        from torch.nn.attention.bias import causal_lower_right
+
+        query, key, value = (x.transpose(0, 1)[None] for x in (query_thd, key_sgd, value_sgd))
+        mask = causal_lower_right(len(query_thd), len(key_sgd))
+        out_bhtd = F.scaled_dot_product_attention(
+            query, key, value, mask, scale=self.softmax_scale, enable_gqa=query.size(1) != key.size(1)
+        )
+        return out_bhtd[0].transpose(0, 1).flatten(1)
 
 
 def _pad(x_thd: Tensor, padding: Padding) -> Tensor:

@@ -24,12 +24,11 @@ def rotate_packed(
 ) -> Tensor:
     """Rotate the first r of d widths of each head by its token's position in its own sequence.
 
+    The offsets must be those of PackedSequences: they carry the positions, whichever tokens this rank has.
     `angles` are Megatron's, [positions, 1, 1, r], each written twice: side by side where the pairs to be
     rotated are, else half a width apart. Latent attention's come in side by side and leave half a width apart.
     """
-    if cp_group is not None and cp_group.size() > 1:
-        raise ValueError("rotation in plain torch does not split sequences over context-parallel ranks")
-    position_t = _positions(cu_seqlens, len(x_thd))
+    position_t = cu_seqlens.position_t
     cos_t1r, sin_t1r = ((turn * mscale)[position_t, 0] for turn in (angles.cos(), angles.sin()))
     wide_thd = x_thd.to(torch.promote_types(x_thd.dtype, torch.float32))
     neighbours = (rotary_interleaved or multi_latent_attention, rotary_interleaved)
@@ -93,10 +92,3 @@ def _pairs(x_thr: Tensor, neighbours: bool) -> tuple[Tensor, Tensor]:
         return x_thr[..., ::2], x_thr[..., 1::2]
     a, b = x_thr.chunk(2, dim=-1)
     return a, b
-
-
-def _positions(cu_seqlens: Tensor, tokens: int) -> Tensor:
-    """Position of each packed token in its own sequence, int64 [t]."""
-    lengths = cu_seqlens.diff()
-    starts_t = cu_seqlens[:-1].long().repeat_interleave(lengths, output_size=tokens)
-    return torch.arange(tokens, device=cu_seqlens.device) - starts_t

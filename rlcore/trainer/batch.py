@@ -49,16 +49,16 @@ def micro_batch(
     indices: Sequence[int],
     device: torch.device,
     weights: Sequence[torch.Tensor] | None = None,
-    split: ContextSplit | None = None,
+    cp: ContextSplit | None = None,
 ) -> MicroBatch:
     """Pack samples, by index. `weights` are each sample's shares [t] in the loss, by default zero.
 
-    `split` says what this rank has of their tokens, by default all.
+    `cp` says what this rank has of their tokens, by default all.
     """
     members = [samples[i] for i in indices]
     lengths = [len(sample.tokens) for sample in members]
     responses = torch.tensor([sample.response_length for sample in members])
-    sequences = PackedSequences.of(lengths, device, split)
+    sequences = PackedSequences.of(lengths, device, cp)
     starts = torch.tensor([0, *sequences.lengths]).cumsum(0)[: len(members)]
     prompt_lengths = torch.tensor([sample.prompt_length for sample in members])
     # Response token j of a sample stands at start + prompt + j; the hidden state one place before predicts it.
@@ -66,13 +66,13 @@ def micro_batch(
     predict_t = torch.arange(int(responses.sum())) + offsets.repeat_interleave(responses)
     tokens = [np.asarray(sample.tokens, dtype=np.int64) for sample in members]
     tokens_w = pad(torch.from_numpy(np.concatenate(tokens)), lengths, sequences.lengths)
-    local_l, predict_l = sequences.split.local(predict_t, sequences.lengths)
+    local_l, predict_l = sequences.cp.local(predict_t, sequences.lengths)
     weight_t = torch.cat([weights[i] for i in indices]) if weights else torch.zeros(len(predict_t))
     return MicroBatch(
         indices=tuple(indices),
         response_lengths=tuple(responses.tolist()),
         sequences=sequences,
-        tokens_s=sequences.split.split(tokens_w, sequences.lengths).to(device),
+        tokens_s=sequences.cp.split(tokens_w, sequences.lengths).to(device),
         predict_l=predict_l.to(device),
         local_l=None if local_l is None else local_l.to(device),
         targets_t=tokens_w[predict_t + 1].to(device),

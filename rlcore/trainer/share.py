@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 
 from rlcore.data.packing import Step, schedule
 from rlcore.data.train_sample import TrainSample
+from rlcore.models.context_parallel import ContextSplit
 from rlcore.trainer.batch import MicroBatch, micro_batch
 
 T = TypeVar("T")
@@ -43,10 +44,12 @@ def share_of(
     max_tokens_per_gpu: int,
     cost: Callable[[int], float],
     device: torch.device,
+    cp: ContextSplit | None = None,
 ) -> Share:
     """Lay `samples`, one whole step's, out over the ranks, and make the micro-batches of this one.
 
-    `weights` are each sample's shares [t] in the loss, by default zero. All ranks find the same plan.
+    `weights` are each sample's shares [t] in the loss, by default zero; `cp` is this rank's share of a
+    micro-batch's tokens. All ranks find the same plan.
     """
     chunks = parallel_state.get_virtual_pipeline_model_parallel_world_size()
     (step,) = schedule(
@@ -63,7 +66,7 @@ def share_of(
     samples = [*samples, _filler(samples[0])]
     weights = [*weights, torch.zeros(1)] if weights else None
     groups = step.ranks[parallel_state.get_data_parallel_rank()]
-    batches = [micro_batch(samples, group or (filler,), device, weights) for group in groups]
+    batches = [micro_batch(samples, group or (filler,), device, weights, cp) for group in groups]
     return Share(batches, step, fillers_from=filler)
 
 

@@ -33,12 +33,13 @@ from rlcore.models.forward import forward_hidden, output_weight, vocabulary_star
 from rlcore.models.spec import ModelSpec
 from rlcore.trainer.batch import MicroBatch
 from rlcore.trainer.buckets import buckets
-from rlcore.trainer.checkpoint import load_state, load_weights, save_state
+from rlcore.trainer.checkpoint import load_state, load_weights, start_saving
 from rlcore.trainer.guard import BadStepError
 from rlcore.trainer.metrics import Tally, Totals, summary, tally
 from rlcore.trainer.objectives import Objective
 from rlcore.trainer.optimizer import TrainingState, is_training_field
 from rlcore.trainer.share import Share, from_all_ranks, share_of, speaks
+from rlcore.trainer.state_writer import StateWriter
 from rlcore.trainer.weights import HostWeights
 
 _NAMED_SAMPLES = 5
@@ -93,8 +94,9 @@ class Trainer:
         self._reference_checkpoint = reference or checkpoint
         self._cost = spec.flops
         self._enter = enter
+        self._seed = seed
         self._max_tokens = max_tokens_per_gpu
-        self._split = ContextSplit(
+        self._context = ContextSplit(
             spec.cp_layout,
             self._config.context_parallel_size,
             parallel_state.get_context_parallel_rank(),

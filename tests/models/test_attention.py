@@ -1,4 +1,3 @@
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,10 +75,3 @@ def test_positions_start_anew_in_each_sequence():
     assert sequences.position_ids.tolist() == [[0, 1, 2, 0, 0, 1]]
     assert sequences.cu_seqlens_q.tolist() == [0, 3, 4, 6]
     assert sequences.max_seqlen_q == 3
-
-
-def test_context_parallelism_is_refused(megatron, build):
-    config = build().config
-    config.context_parallel_size = 2
-    with pytest.raises(ValueError, match="does not split sequences"):
-        PackedAttention(config, 1, None, "self")

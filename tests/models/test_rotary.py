@@ -20,9 +20,10 @@ def problem(dtype=torch.float32):
 
 
 def rotated(x_thd, interleaved, latent=False, mscale=1.0):
+    from rlcore.models.attention import PackedSequences
     from rlcore.models.rotary import rotate_packed
 
-    cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0, dtype=torch.int32)
+    cu_seqlens = PackedSequences.of(LENGTHS).cu_seqlens_q
     return rotate_packed(x_thd, cu_seqlens, angles(interleaved), interleaved, latent, mscale)
 
 

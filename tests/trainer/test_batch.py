@@ -14,7 +14,7 @@ def test_each_response_token_is_predicted_from_the_place_before_it():
     batch = micro_batch(SAMPLES, [1, 0], CPU)
     assert batch.indices == (1, 0)
     assert batch.tokens_s.tolist() == [4, 5, 6, 7, 1, 2, 3]
-    assert batch.predict_t.tolist() == [0, 1, 2, 5]
+    assert batch.predict_l.tolist() == [0, 1, 2, 5]
     assert batch.targets_t.tolist() == [5, 6, 7, 3]
     assert batch.sample_t.tolist() == [0, 0, 0, 1]
     assert batch.advantages_t.tolist() == [1, 2, 3, 0.5]
