@@ -57,15 +57,19 @@ def stall(call: str, beats: Mapping[int, Beat | None]) -> Stall:
     parts = [_place(call, rank, beats[rank]) for rank in behind]
     if waiting:
         whom = "it" if len(behind) == 1 else "them"
-        parts.append(f"{_names(waiting)} {'waits' if len(waiting) == 1 else 'wait'} for {whom}")
-        parts += [_place(call, rank, working[rank]) for rank in waiting if rank in working][:1]
+        where = next((_since(working[rank]) for rank in waiting if rank in working), "finished")
+        parts.append(f"{_names(waiting)} {'waits' if len(waiting) == 1 else 'wait'} for {whom} ({where})")
     return Stall(min((beat.seconds for beat in known.values()), default=float("inf")), "; ".join(parts))
 
 
 def _place(call: str, rank: int, beat: Beat | None) -> str:
     if beat is None:
-        return f"rank {rank} does not answer in {call}: it may be stopped"
-    return f"rank {rank} is in {call}: {beat.phase} since {beat.seconds:.0f} s"
+        return f"rank {rank} does not answer in {call}: its process may be stopped"
+    return f"rank {rank} is in {call}: {_since(beat)}"
+
+
+def _since(beat: Beat) -> str:
+    return f"{beat.phase} since {beat.seconds:.0f} s"
 
 
 def _names(ranks: list[int]) -> str:

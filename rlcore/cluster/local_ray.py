@@ -2,12 +2,16 @@
 
 import logging
 import os
-import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import ray
+
+from rlcore.telemetry.memory import descendants
 
 
 class LocalRay:
@@ -17,7 +21,9 @@ class LocalRay:
         self.folder = Path(tempfile.mkdtemp(prefix="rlcore-"))
         # Ray has no argument for this one: whether it reports its use to its makers.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        on_termination = signal.getsignal(signal.SIGTERM)
+        # What Ray prints when a worker dies, the group says in one line, with the rank.
+        ray._private.worker.print_to_stdstream = _be_quiet
+        before, on_termination = descendants(os.getpid()), signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 "local",
@@ -28,15 +34,21 @@ class LocalRay:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=str(self.folder),
-                _node_ip_address="127.0.0.1",
             )
-        except BaseException:
-            self.stop()
-            raise
         finally:
             # Ray exits on SIGTERM; a run saves first, and says how to go on.
             signal.signal(signal.SIGTERM, on_termination)
+            started = set(descendants(os.getpid())) - set(before)
+            command = [sys.executable, "-m", "rlcore.cluster.reaper", self.folder, *map(str, started)]
+            # In a session of its own, where no Ctrl-C reaches it.
+            self._reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def stop(self) -> None:
         ray.shutdown()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        assert self._reaper.stdin
+        self._reaper.stdin.close()
+        self._reaper.wait()
+
+
+def _be_quiet(*args: Any, **kwargs: Any) -> None:
+    """Stand in for a function that prints."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from rlcore.cluster import heartbeat, transport
 from rlcore.cluster.group import Make, RanksLostError, Stall
@@ -115,6 +115,9 @@ class RayGroup:
                     outcomes[rank] = ray.get(call)
                 except RayActorError:
                     raise self._lost(self._died(rank)) from None
+                except RayError as error:
+                    # Before the worker was reached: what it was to be made of cannot be imported there.
+                    outcomes[rank] = Outcome(cause=str(error).strip().splitlines()[-1], trace=str(error))
                 if not outcomes[rank].is_good:
                     deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
         return outcomes
@@ -153,6 +156,7 @@ class RayGroup:
         lives, self._lives = self._lives, []
         living = ray.wait(lives, num_returns=len(lives), timeout=0)[1] if lives else []
         for life in living:
+            ray.kill(self._workers[lives.index(life)])
             with suppress(ProcessLookupError):
                 os.kill(self._pids[lives.index(life)], signal.SIGKILL)
 

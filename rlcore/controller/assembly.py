@@ -1,9 +1,10 @@
 """Makes the heavy objects of a run from a prepared recipe: the trainer, the engine, and who scores for it."""
 
-import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+
+import torch
 
 from rlcore.cluster.group import InProcess, WorkerGroup
 from rlcore.config.schema import Optimizer
@@ -48,7 +49,7 @@ def _processes(job: TrainerJob, ranks: int, threads: int | None, quiet: bool) ->
 
     if not quiet:
         print(f"starting {ranks} trainer ranks …", flush=True)
-    return RayGroup(job, ranks, threads or max(1, len(os.sched_getaffinity(0)) // ranks))
+    return RayGroup(job, ranks, threads or max(1, torch.get_num_threads() // ranks))
 
 
 @asynccontextmanager

@@ -33,12 +33,16 @@ class MemoryMeter(Background):
 
 def tree_rss(root: int) -> int:
     """Bytes resident in process `root` and its descendants now; 0 where there is no /proc."""
-    total, pending = 0, [root]
+    return sum(_status(pid).get("VmRSS", 0) for pid in (root, *descendants(root)))
+
+
+def descendants(root: int) -> list[int]:
+    """Process ids of all children of a process, and of theirs; none where there is no /proc."""
+    found, pending = [], _children(root)
     while pending:
-        pid = pending.pop()
-        total += _status(pid).get("VmRSS", 0)
-        pending += _children(pid)
-    return total
+        found.append(pending.pop())
+        pending += _children(found[-1])
+    return found
 
 
 def _children(pid: int) -> list[int]:

@@ -85,17 +85,17 @@ class Watchdog(Background):
         standing = self._ranks.stall() if self._ranks else None
         if standing:
             idle = min(idle, standing.seconds)
-            self._waiting_for = standing.text
             if idle >= self._end_after and self._ranks:
                 self._ranks.give_up(f"none has moved for {idle:.0f} s: {standing.text}")
         if idle < self._warn_after:
             return
         self._warn_after = 2 * idle
         stacks = self._dump_stacks()
-        waiting = f", waiting for {self._waiting_for}" if self._waiting_for else ""
+        waiting_for = standing.text if standing else self._waiting_for
+        waiting = f": {standing.text}" if standing else f", waiting for {waiting_for}" if waiting_for else ""
         self._warn(f"no progress in phase '{self._phase}' for {idle:.0f} s{waiting}; stacks are in {stacks}")
         self._events.record(
-            STALL, phase=self._phase, waiting_for=self._waiting_for, seconds=round(idle, 1), stacks=stacks.name
+            STALL, phase=self._phase, waiting_for=waiting_for, seconds=round(idle, 1), stacks=stacks.name
         )
 
     def _dump_stacks(self) -> Path:

@@ -1,6 +1,9 @@
 """Two ranks in processes of their own, called as one; whatever ends one of them ends all, with its name."""
 
 import os
+import signal
+import threading
+import time
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from rlcore.errors import RlcoreError, fail
 
 
 class Adder:
-    """A worker that does little, or what a bad one does."""
+    """A worker that adds over ranks, and stumbles when told to."""
 
     def __init__(self, rank: Rank) -> None:
         self.rank = rank
@@ -28,19 +31,25 @@ class Adder:
         dist.all_reduce(total)
         return total
 
-    def total_length(self, samples):
-        return sum(map(len, [sample.tokens for sample in samples])), samples[0].advantages.dtype.name
+    def part_of_a_buffer(self):
+        return torch.arange(1000, dtype=torch.bfloat16)[10:12]
 
-    def refuse(self, ranks):
-        if self.rank.number in ranks:
-            raise fail("model.checkpoint", "is no good", "a better one")
-        self.rank.enter("waiting for a refusal")
-        dist.barrier()
+    def lengths(self, samples):
+        return [(len(sample.tokens), sample.name, sample.advantages.dtype.name) for sample in samples]
+
+    def refuse(self):
+        raise fail("model.checkpoint", "is no good", "a better one")
 
     def fall(self):
-        self.rank.enter("stumbling")
         if self.rank.number == 1:
             raise ValueError("over my own feet")
+        self.meet()
+
+    def sleep(self, seconds):
+        time.sleep(seconds)
+
+    def meet(self):
+        self.rank.enter("meeting")
         dist.barrier()
 
 
@@ -51,29 +60,69 @@ def group():
     group.close()
 
 
+@pytest.fixture
+def pids(group):
+    return group.call("pid")
+
+
 def is_running(pid):
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().split()[2] != "Z"
+            return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
-def test_ranks_are_processes_that_work_together(group, tmp_path):
-    pids = group.call("pid")
+def test_ranks_are_processes_that_work_together_until_one_falls(group, pids, tmp_path):
     assert len({*pids, os.getpid()}) == 3
-    assert group.call("add", 10) == [torch.tensor(21.0), torch.tensor(21.0)]
+    assert group.call("add", 10) == [torch.tensor(21.0)] * 2
+    assert group.call("part_of_a_buffer")[1].tolist() == [10, 11]
     sample = TrainSample(name="s", tokens=[1, 2, 3], prompt_length=1, loss_mask=[1, 1], advantages=[0.5, 0.5])
-    assert group.call("total_length", [sample]) == [(3, "float32")] * 2
+    assert group.call("lengths", [sample]) == [[(3, "s", "float32")]] * 2
     group.log_to(tmp_path)
     group.call("pid")
     assert (tmp_path / "trainer-1.log").read_text().count("asked for the pid") == 2
-    with pytest.raises(RlcoreError, match="is no good") as caught:
-        group.call("refuse", ranks=(0, 1))
-    assert len(caught.value.problems) == 1
+
+    with pytest.raises(RlcoreError, match="is no good") as refused:
+        group.call("refuse")
+    assert len(refused.value.problems) == 1
     assert group.alive
-    with pytest.raises(RanksLostError, match=r"rank 1 \(pid \d+\): fall ended in ValueError"):
+
+    with pytest.raises(RanksLostError, match=r"rank 1 \(pid \d+\): fall ended in ValueError") as fell:
         group.call("fall")
+    assert str(tmp_path / "trainer-1.log") in str(fell.value)
     assert not group.alive
+    group.close()
+    assert not any(map(is_running, pids))
+
+
+def test_a_rank_that_is_killed_is_named_and_the_others_end_too(group, pids):
+    group.check()
+    threading.Timer(0.5, os.kill, (pids[0], signal.SIGKILL)).start()
+    with pytest.raises(RanksLostError, match=rf"rank 0 \(pid {pids[0]}\): its process ended during sleep"):
+        group.call("sleep", 600)
+    with pytest.raises(RanksLostError):
+        group.check()
+    group.close()
+    assert not any(map(is_running, pids))
+
+
+def test_a_rank_that_is_stopped_is_named_and_can_be_given_up(group, pids):
+    os.kill(pids[1], signal.SIGSTOP)
+    found = []
+
+    def watch():
+        while not group.stall():
+            time.sleep(0.1)
+        found.append(group.stall())
+        group.give_up("enough waited")
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    with pytest.raises(RanksLostError, match="enough waited"):
+        group.call("meet")
+    watching.join()
+    assert "rank 1 does not answer in meet" in found[0].text
+    assert "rank 0 waits for it (meeting since" in found[0].text
     group.close()
     assert not any(map(is_running, pids))
