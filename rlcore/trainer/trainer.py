@@ -33,13 +33,12 @@ from rlcore.models.forward import forward_hidden, output_weight, vocabulary_star
 from rlcore.models.spec import ModelSpec
 from rlcore.trainer.batch import MicroBatch
 from rlcore.trainer.buckets import buckets
-from rlcore.trainer.checkpoint import load_state, load_weights, start_saving
+from rlcore.trainer.checkpoint import load_state, load_weights, save_state
 from rlcore.trainer.guard import BadStepError
 from rlcore.trainer.metrics import Tally, Totals, summary, tally
 from rlcore.trainer.objectives import Objective
 from rlcore.trainer.optimizer import TrainingState, is_training_field
 from rlcore.trainer.share import Share, from_all_ranks, share_of, speaks
-from rlcore.trainer.state_writer import StateWriter
 from rlcore.trainer.weights import HostWeights
 
 _NAMED_SAMPLES = 5
@@ -94,7 +93,6 @@ class Trainer:
         self._reference_checkpoint = reference or checkpoint
         self._cost = spec.flops
         self._enter = enter
-        self._seed = seed
         self._max_tokens = max_tokens_per_gpu
         self._context = ContextSplit(
             spec.cp_layout,
@@ -232,7 +230,7 @@ class Trainer:
             max_tokens_per_gpu=self._max_tokens,
             cost=self._cost,
             device=self._device,
-            split=self._split,
+            cp=self._context,
         )
 
     def _run(
