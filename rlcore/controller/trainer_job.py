@@ -62,6 +62,7 @@ class TrainerJob:
             temperature=self.temperature,
             log_probs_chunk=recipe.train.log_probs_chunk,
             reference=Path(recipe.algorithm.kl.reference) if recipe.algorithm.kl.reference else None,
+            seed=recipe.seed,
             enter=rank.enter,
         )
         trainer.prepare_optimizer(self.optimizer, self.total_updates)

@@ -1,4 +1,8 @@
-"""Trainer state in Megatron's torch_dist format: weights, optimizer, schedule and random states."""
+"""Trainer state in Megatron's torch_dist format: weights, optimizer, schedule and random states.
+
+Whatever layout wrote it, any other reads it: tensors are stored by the model's names and whole shapes, of which
+each rank writes and reads its own parts. Only random states belong to ranks, and so to one layout.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,47 +10,37 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    TorchDistSaveShardedStrategy,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from rlcore.errors import fail
 from rlcore.models.forward import PolicyModel
 from rlcore.trainer.optimizer import TrainingState
+from rlcore.trainer.setup import seed_everything
+from rlcore.trainer.state_writer import StateWriter
+
+_SHARDING = "fully_reshardable"
 
 
-class _InProcessSave(TorchDistSaveShardedStrategy):
-    """Megatron's torch_dist files, written by this process.
+def start_saving(state: TrainingState, folder: Path, *, snapshot: bool) -> StateWriter:
+    """Plan a save of everything that training needs to go on, to `folder`, which is made where it is missing.
 
-    Megatron's own writer forks helpers and starts a manager process for them, which costs seconds on the first
-    save, imports the main program again and outlives it.
+    All ranks take part. With `snapshot` training may go on while the writer writes.
     """
-
-    def save(self, sharded_state_dict: Any, checkpoint_dir: Any) -> None:
-        tensors, _, _ = _replace_state_dict_keys_with_sharded_keys(
-            sharded_state_dict, self.keep_only_main_replica
-        )
-        dcp.save(
-            mcore_to_pyt_state_dict(tensors, False),
-            storage_writer=dcp.FileSystemWriter(checkpoint_dir, thread_count=1),
-            planner=MCoreSavePlanner(
-                dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
-            ),
-        )
-
-
-def save_state(state: TrainingState, folder: Path) -> None:
-    """Write everything that training needs to go on to `folder`, which is made where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    dist_checkpointing.save(
-        _sharded(state, is_loading=False), str(folder), sharded_strategy=_InProcessSave("torch_dist", 1)
+    common = {
+        "layout": _layout(),
+        "schedule": state.schedule.state_dict(),
+        "guard": state.guard.state_dict(),
+    }
+    weights = _weights(_policies(state))
+    return StateWriter(
+        {**weights, **common, "optimizer": _optimizer(state, weights, is_loading=False), "random": _random()},
+        folder,
+        snapshot=snapshot,
     )
 
 
@@ -54,42 +48,59 @@ def load_weights(stages: Sequence[PolicyModel], folder: Path) -> None:
     """Read only the weights of a torch_dist checkpoint. Raises RlcoreError where `folder` holds none."""
     if not dist_checkpointing.check_is_distributed_checkpoint(str(folder)):
         raise fail("model.load", f"{folder} is no torch_dist checkpoint", "name a folder with a metadata.json")
-    _fill(stages, dist_checkpointing.load(_weights(stages), str(folder)))
+    _fill(stages, _load(_weights(stages), folder))
 
 
-def load_state(state: TrainingState, folder: Path) -> None:
-    """Read back what `save_state` wrote, into weights, optimizer, schedule and random states of this rank."""
-    loaded = dist_checkpointing.load(_sharded(state, is_loading=True), str(folder))
-    _fill(_policies(state), loaded)
-    state.optimizer.load_state_dict(loaded["optimizer"])
-    state.schedule.num_steps = 0
-    state.schedule.load_state_dict(loaded["schedule"])
-    state.guard.load_state_dict(loaded["guard"])
-    _set_random_states(loaded["random"])
+def load_state(state: TrainingState, folder: Path, seed: int) -> bool:
+    """Read back what was saved, into weights, optimizer, schedule and random states of this rank.
 
-
-def _sharded(state: TrainingState, is_loading: bool) -> dict[str, Any]:
+    Returns whether the random states are those of the save. Another layout has no use for them: its ranks are
+    seeded from the run's seed and the number of steps taken.
+    """
+    common = dist_checkpointing.load_common_state_dict(str(folder))
+    same_layout: bool = common["layout"] == _layout()
     weights = _weights(_policies(state))
-    model = weights if len(weights) > 1 else weights[_stage_key(0)]
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    return {
-        **weights,
-        "optimizer": state.optimizer.sharded_state_dict(model, is_loading=is_loading, metadata=_metadata()),
-        "schedule": state.schedule.state_dict(),
-        "guard": state.guard.state_dict(),
-        "random": ShardedObject("random", _random_states(), (world_size,), (rank,)),
-    }
+    asked = {**weights, "optimizer": _optimizer(state, weights, is_loading=True)}
+    loaded = _load(asked | ({"random": _random()} if same_layout else {}), folder)
+    _fill(_policies(state), loaded)
+    state.schedule.num_steps = 0
+    state.schedule.load_state_dict(common["schedule"])
+    _fill_optimizer(state, loaded["optimizer"])
+    state.guard.load_state_dict(common["guard"])
+    if same_layout:
+        _set_random_states(loaded["random"])
+    else:
+        seed_everything(seed + state.schedule.num_steps)
+    return same_layout
 
 
-def _metadata() -> dict[str, Any]:
+def _load(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Read the parts that this rank asks for; what several ranks need, one of them reads for all."""
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), group)
+    return dist_checkpointing.load(asked, str(folder), sharded_strategy=strategy)
+
+
+def _layout() -> dict[str, int]:
     return {
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-        "distrib_optim_sharding_type": "fully_reshardable",
+        "world": dist.get_world_size(),
+        "tp": parallel_state.get_tensor_model_parallel_world_size(),
+        "pp": parallel_state.get_pipeline_model_parallel_world_size(),
+        "cp": parallel_state.get_context_parallel_world_size(),
+        "ep": parallel_state.get_expert_model_parallel_world_size(),
+        "etp": parallel_state.get_expert_tensor_parallel_world_size(),
     }
 
 
 def _policies(state: TrainingState) -> list[PolicyModel]:
     return [stage.module for stage in state.stages]
+
+
+def _metadata() -> dict[str, Any]:
+    return {
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        "distrib_optim_sharding_type": _SHARDING,
+    }
 
 
 def _weights(stages: Sequence[PolicyModel]) -> dict[str, Any]:
@@ -106,6 +117,32 @@ def _fill(stages: Sequence[PolicyModel], loaded: Mapping[str, Any]) -> None:
 
 def _stage_key(number: int) -> str:
     return f"model{number}"
+
+
+def _optimizer(state: TrainingState, weights: Mapping[str, Any], *, is_loading: bool) -> dict[int, Any]:
+    """Moments and master weights, by the names of their parameters.
+
+    Experts have an optimizer of their own where they are parallel, and none elsewhere. Megatron puts that into
+    its names, and its groups of parameters into the checkpoint; here each part is asked for tensors alone, so
+    that a checkpoint does not tell how many optimizers wrote it.
+    """
+    return {
+        number: part.sharded_state_dict(weights, is_loading=is_loading, metadata=_metadata())["param_state"]
+        for number, part in enumerate(state.optimizer.chained_optimizers)
+    }
+
+
+def _fill_optimizer(state: TrainingState, loaded: Mapping[int, Any]) -> None:
+    """Groups of parameters follow from recipe and schedule, but for the count of steps."""
+    for number, part in enumerate(state.optimizer.chained_optimizers):
+        own = part.state_dict()
+        for group in own["optimizer"]["param_groups"]:
+            group["step"] = int(state.schedule.num_steps)
+        part.load_state_dict({**own, "param_state": loaded[number], "param_state_sharding_type": _SHARDING})
+
+
+def _random() -> ShardedObject:
+    return ShardedObject("random", _random_states(), (dist.get_world_size(),), (dist.get_rank(),))
 
 
 def _random_states() -> dict[str, Any]:

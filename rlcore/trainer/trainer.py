@@ -33,12 +33,13 @@ from rlcore.models.forward import forward_hidden, output_weight, vocabulary_star
 from rlcore.models.spec import ModelSpec
 from rlcore.trainer.batch import MicroBatch
 from rlcore.trainer.buckets import buckets
-from rlcore.trainer.checkpoint import load_state, load_weights, save_state
+from rlcore.trainer.checkpoint import load_state, load_weights, start_saving
 from rlcore.trainer.guard import BadStepError
 from rlcore.trainer.metrics import Tally, Totals, summary, tally
 from rlcore.trainer.objectives import Objective
 from rlcore.trainer.optimizer import TrainingState, is_training_field
 from rlcore.trainer.share import Share, from_all_ranks, share_of, speaks
+from rlcore.trainer.state_writer import StateWriter
 from rlcore.trainer.weights import HostWeights
 
 _NAMED_SAMPLES = 5
@@ -79,6 +80,7 @@ class Trainer:
         temperature: float = 1.0,
         log_probs_chunk: int | None = None,
         reference: Path | None = None,
+        seed: int = 0,
         enter: Callable[[str], None] = lambda phase: None,
     ) -> None:
         self._megatron = dict(megatron or {})
@@ -93,6 +95,7 @@ class Trainer:
         self._reference_checkpoint = reference or checkpoint
         self._cost = spec.flops
         self._enter = enter
+        self._seed = seed
         self._max_tokens = max_tokens_per_gpu
         self._context = ContextSplit(
             spec.cp_layout,
@@ -105,6 +108,7 @@ class Trainer:
         self._log_probs_chunk = log_probs_chunk
         self._reference: HostWeights | None = None
         self._state: TrainingState | None = None
+        self._writer: StateWriter | None = None
         self.stages = build_model(spec, self._config)
         self._source = checkpoint
         if model.load is None:
@@ -208,12 +212,41 @@ class Trainer:
         return bucket if dist.get_rank() == 0 else {}
 
     def save(self, folder: Path) -> None:
-        """Write weights, optimizer, schedule and random states in torch_dist format."""
-        save_state(self._training_state(), folder)
+        """Write weights, optimizer, schedule and random states in torch_dist format.
 
-    def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote: the next steps are those of the run that saved, bit for bit."""
-        load_state(self._training_state(), folder)
+        Raises RlcoreError, on all ranks, if one of them could not write.
+        """
+        self._enter("planning a checkpoint")
+        writer = start_saving(self._training_state(), folder, snapshot=False)
+        self._enter("writing a checkpoint")
+        writer.write()
+        writer.seal()
+
+    def start_saving(self, folder: Path) -> None:
+        """`save` what there is now, while training goes on; `finish_saving` must follow before another save."""
+        assert self._writer is None, "finish_saving comes first"
+        self._enter("planning a checkpoint")
+        self._writer = start_saving(self._training_state(), folder, snapshot=True)
+        self._writer.write_in_background()
+
+    def is_saving(self) -> bool:
+        """Whether this rank still writes what `start_saving` began; it awaits no other."""
+        return self._writer is not None and self._writer.is_writing
+
+    def finish_saving(self) -> None:
+        """Wait until all ranks have written. Raises RlcoreError, on all of them, if one could not."""
+        assert self._writer is not None, "start_saving comes first"
+        self._enter("writing a checkpoint")
+        writer, self._writer = self._writer, None
+        writer.seal()
+
+    def load(self, folder: Path) -> bool:
+        """Go on from what `save` wrote: in the same layout, the next steps are those of the run that saved.
+
+        In another one they are so up to rounding, and random states, of which each rank has its own, begin
+        anew from seed and step; returns whether they were restored.
+        """
+        return load_state(self._training_state(), folder, self._seed)
 
     def save_hf(self, folder: Path) -> None:
         """Write a checkpoint like the one that training began with, config and tokenizer included."""
