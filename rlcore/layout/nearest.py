@@ -13,6 +13,8 @@ from rlcore.layout.rules import model_problems
 _FACTOR = 4
 # Sizes that fit the ranks and the model, of which the stages are tried: beyond them nothing is near any more.
 _TRIES = 1000
+# Shares of the other stages that an offered end may hold; all wait for the slowest.
+_WORST_END = 3
 _AXES = ("tp", "pp", "cp", "ep")
 
 
@@ -103,6 +105,6 @@ def _uneven(pp: int, layers: int, first: int, last: int) -> Iterator[tuple[int, 
         others, left = pp - bool(kept_first or kept_last), layers - kept_first - kept_last
         for share in (left // others, -(-left // others)) if others else ():
             rest = left - share * (others - 1)
-            if rest > 0:
+            if 0 < rest <= _WORST_END * share:
                 yield kept_first, kept_last or rest
                 yield kept_first or rest, kept_last

@@ -60,6 +60,11 @@ def test_layers_that_no_stage_count_divides_get_an_uneven_end():
     )
 
 
+def test_no_end_is_offered_that_all_others_would_wait_for():
+    ends = [one.last_stage_layers or 0 for one in nearest(recipe(16, pp=16), model(layers=40))]
+    assert max(ends) <= 3 * 40 / 16
+
+
 def test_a_free_form_layout_that_does_not_fit_is_left_out():
     asked = recipe(pp=2, pipeline_layout="Ettt|tttL")
     assert offered(asked, model())[0] == ["--set parallel.pipeline_layout=null"]
