@@ -11,6 +11,10 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
+from megatron.core.distributed.finalize_model_grads import (
+    _update_router_expert_bias,
+    reset_model_temporary_tensors,
+)
 from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -65,6 +69,7 @@ class TrainingState:
         self.schedule = _schedule(self.optimizer, settings, total_steps)
         self.guard = StepGuard(bad_steps)
         self._clip = settings.clip_grad
+        self._config = config
 
     @property
     def learning_rate(self) -> float:
@@ -75,6 +80,7 @@ class TrainingState:
         for stage in self.stages:
             stage.zero_grad_buffer()
         self.optimizer.zero_grad()
+        reset_model_temporary_tensors(self._config, self.stages)
 
     def gradient_norm(self) -> float:
         """Norm of the whole model's gradient, after the ranks' shares were summed."""
@@ -88,12 +94,21 @@ class TrainingState:
                 decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
                 clip_grad_by_total_norm_fp32(part.get_parameters(), self._clip, gradient_norm, decoupled)
         self.optimizer.step_with_ready_grads()
+        if self._config.moe_router_enable_expert_bias:
+            _update_router_expert_bias(self.stages, self._config)
         self.schedule.step(increment=1)
 
 
 def _finalize(stages: list[torch.nn.Module], num_tokens: torch.Tensor | None = None, **kwargs: Any) -> None:
-    """Sum gradients over ranks; the normalisation is in the token weights, so none is left to do here."""
+    """Sum gradients over ranks; the normalisation is in the token weights, so none is left to do here.
+
+    Megatron would move routers' expert biases as well, before anyone knows whether the step will be taken.
+    """
+    config = stages[0].config
+    has_bias = config.moe_router_enable_expert_bias
+    config.moe_router_enable_expert_bias = False
     finalize_model_grads(stages, None, **kwargs)
+    config.moe_router_enable_expert_bias = has_bias
 
 
 def _optimizer_fields(config: TransformerConfig, settings: Optimizer) -> dict[str, Any]:
