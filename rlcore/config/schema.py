@@ -140,9 +140,11 @@ class Checkpoints(Section):
     keep_every: PositiveInt | None = None
     """Checkpoints of these steps are kept for good."""
     asynchronous: bool = False
-    """Write in the background."""
+    """Copy the state to host memory and write it in the background, while training goes on."""
     hf: bool = True
     """Also write the weights in Hugging Face format when `rlcore train` ends; `rlcore sft` always does."""
+    hf_every: PositiveInt | None = None
+    """Steps between further ones, to hf-STEP/ in the run folder; none of them is removed."""
 
 
 class Sync(Section):

@@ -65,6 +65,3 @@ def _training(recipe: Recipe) -> Iterator[Unbuilt]:
     yield Unbuilt("model.load", recipe.model.load is not None, "loading torch_dist checkpoints", "leave it out")
     reference = recipe.algorithm.kl.reference not in (None, recipe.model.checkpoint)
     yield Unbuilt("algorithm.kl.reference", reference, "another reference checkpoint", "leave it out")
-    yield Unbuilt(
-        "checkpoints.asynchronous", recipe.checkpoints.asynchronous, "saving in the background", "false"
-    )

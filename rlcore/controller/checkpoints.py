@@ -7,12 +7,15 @@ What the trainer's part looks like inside is the trainer's business.
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rlcore.config.schema import Checkpoints as Settings
+from rlcore.controller.manifest import damage, write_manifest
+from rlcore.errors import RlcoreError, fail
 
 STATE = "state.json"
 TRAINER = "trainer"
@@ -23,52 +26,124 @@ _UNFINISHED = ".unfinished"
 class RunState:
     """What a run needs, besides the trainer's own state, to go on as if it had never stopped.
 
-    `step` counts finished steps and is the weight version too; `source` is the prompt source's state.
+    `step` counts finished steps and is the weight version too; `source` is the prompt source's state, the
+    partial rollouts that wait to be resumed included.
     """
 
     step: int
     source: Mapping[str, Any]
 
 
-class CheckpointStore:
-    """The checkpoints of one run folder, by step."""
+class Saver(Protocol):
+    """Who writes the trainer's part; `rlcore.controller.policy.Policy` is one."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def save(self, folder: Path) -> None: ...
+    def start_saving(self, folder: Path) -> None: ...
+    def is_saving(self) -> bool: ...
+    def finish_saving(self) -> None: ...
+
+
+class CheckpointStore:
+    """The checkpoints of one run folder, by step. `records` are files of the run that each one has a copy of.
+
+    Every method that writes raises RlcoreError where that fails; all earlier checkpoints are then as they were,
+    and nothing is left of the failed one.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, saver: Saver, records: Sequence[Path] = ()) -> None:
         self.folder = folder
         self._settings = settings
-        self._saved: int | None = None
+        self._saver = saver
+        self._records = records
+        self._begun: int | None = None
+        self._pending: Path | None = None
 
     def due(self, step: int) -> bool:
         """Whether the recipe asks for a checkpoint after this step."""
         every = self._settings.every
         return every is not None and step % every == 0
 
-    def save(self, state: RunState, write_trainer: Callable[[Path], None]) -> Path | None:
-        """Write a checkpoint, publish it, and remove what need not be kept; None if the step is saved already.
+    def begin(self, state: RunState) -> list[Path]:
+        """Save a step as the recipe says, perhaps in the background; return what was published by now."""
+        if not self._settings.asynchronous:
+            return self.save(state)
+        published = self.finish()
+        if state.step != self._begun:
+            self._pending = self._write(state, self._saver.start_saving)
+        return published
+
+    def save(self, state: RunState) -> list[Path]:
+        """Write a checkpoint and publish it, after one that is still being written; a step is saved once.
 
         A checkpoint of this step that an earlier attempt left gives way: a resume passed over it as damaged.
         """
-        if state.step == self._saved:
-            return None
-        place = self.folder / f"step-{state.step:06d}"
-        draft = place.with_name(place.name + _UNFINISHED)
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        write_trainer(draft / TRAINER)
-        (draft / STATE).write_text(json.dumps(asdict(state)))
-        _flush_to_disk(draft)
-        shutil.rmtree(place, ignore_errors=True)
-        os.replace(draft, place)
-        self._saved = state.step
+        published = self.finish()
+        if state.step == self._begun:
+            return published
+        return [*published, self._publish(self._write(state, self._saver.save))]
+
+    def poll(self) -> list[Path]:
+        """Publish what was written in the background, if it is all there by now."""
+        return [] if self._pending and self._saver.is_saving() else self.finish()
+
+    def finish(self) -> list[Path]:
+        """Wait for what is being written in the background, and publish it."""
+        if self._pending is None:
+            return []
+        draft, self._pending = self._pending, None
+        with self._given_up_if_it_fails(draft):
+            self._saver.finish_saving()
+        return [self._publish(draft)]
+
+    def _write(self, state: RunState, write_trainer: Callable[[Path], None]) -> Path:
+        """Write all that the controller knows, and have the trainer write its part, or begin to."""
+        self._begun = state.step
+        draft = self.folder / f"step-{state.step:06d}{_UNFINISHED}"
+        with self._given_up_if_it_fails(draft):
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+            for record in self._records:
+                shutil.copy(record, draft)
+            (draft / STATE).write_text(json.dumps(asdict(state)))
+            write_trainer(draft / TRAINER)
+        return draft
+
+    def _publish(self, draft: Path) -> Path:
+        place = draft.with_name(draft.name.removesuffix(_UNFINISHED))
+        with self._given_up_if_it_fails(draft):
+            write_manifest(draft)
+            shutil.rmtree(place, ignore_errors=True)
+            os.replace(draft, place)
         self._prune()
         return place
 
+    @contextmanager
+    def _given_up_if_it_fails(self, draft: Path) -> Iterator[None]:
+        """Leave nothing of a draft that cannot be finished: it may be what fills the disk."""
+        try:
+            yield
+        except BaseException as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            if isinstance(error, OSError):
+                message, remedy = f"could not be written: {error}", "make room, or mend the folder; then resume"
+                raise fail(f"checkpoint {draft}", message, remedy) from error
+            if not isinstance(error, RlcoreError):
+                # Interrupted: nothing speaks against another attempt.
+                self._begun = None
+            raise
+
     def _prune(self) -> None:
-        complete = sorted(place for place in self.folder.glob("step-*") if not place.name.endswith(_UNFINISHED))
-        for place in complete[: -self._settings.keep_last]:
-            for_good = self._settings.keep_every
-            if for_good is None or int(place.name.removeprefix("step-")) % for_good:
-                shutil.rmtree(place)
+        """Remove checkpoints that need not be kept, and drafts of attempts that died."""
+        drafts, complete = [], []
+        for place in sorted(self.folder.glob("step-*")):
+            (drafts if place.name.endswith(_UNFINISHED) else complete).append(place)
+        old = [place for place in complete[: -self._settings.keep_last] if not self._for_good(place)]
+        for place in drafts + old:
+            shutil.rmtree(place)
+
+    def _for_good(self, place: Path) -> bool:
+        every = self._settings.keep_every
+        return every is not None and int(place.name.removeprefix("step-")) % every == 0
 
 
 def newest_checkpoint(folder: Path) -> tuple[tuple[Path, RunState] | None, list[str]]:
@@ -77,17 +152,8 @@ def newest_checkpoint(folder: Path) -> tuple[tuple[Path, RunState] | None, list[
     for place in sorted(folder.glob("step-*"), reverse=True):
         if place.name.endswith(_UNFINISHED):
             skipped.append(f"{place.name} was never finished")
-            continue
-        try:
+        elif reason := damage(place):
+            skipped.append(f"{place.name} is damaged: {reason}")
+        else:
             return (place, RunState(**json.loads((place / STATE).read_text()))), skipped
-        except (OSError, ValueError, TypeError) as error:
-            skipped.append(f"{place.name} is damaged: {error}")
     return None, skipped
-
-
-def _flush_to_disk(folder: Path) -> None:
-    """Ask the system to write every file now: a rename must not reach the disk before what it publishes."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())

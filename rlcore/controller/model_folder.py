@@ -4,17 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
+from rlcore.config.schema import Recipe
 from rlcore.controller.policy import Policy
-from rlcore.controller.preparation import Prepared
 from rlcore.telemetry.files import write_json
 
 
-def save_model(policy: Policy, prepared: Prepared, folder: Path) -> None:
+def save_model(policy: Policy, recipe: Recipe, folder: Path) -> None:
     """Write weights, tokenizer and config.json with the recipe's overrides; an older model gives way."""
     draft = folder.with_name(folder.name + ".new")
     shutil.rmtree(draft, ignore_errors=True)
     policy.save_hf(draft)
-    if overrides := prepared.recipe.model.overrides:
+    if overrides := recipe.model.overrides:
         config = draft / "config.json"
         write_json(config, json.loads(config.read_text(encoding="utf-8")) | overrides)
     shutil.rmtree(folder, ignore_errors=True)

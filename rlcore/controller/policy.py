@@ -65,9 +65,24 @@ class Policy:
         """Write everything that training needs to go on."""
         self.group.call("save", folder)
 
-    def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote."""
-        self.group.call("load", folder)
+    def start_saving(self, folder: Path) -> None:
+        """Begin to `save` in the background; training may go on."""
+        self.group.call("start_saving", folder)
+
+    def is_saving(self) -> bool:
+        """Whether a rank still writes what `start_saving` began."""
+        return any(self.group.call("is_saving"))
+
+    def finish_saving(self) -> None:
+        """Wait until all that `start_saving` began is written."""
+        self.group.call("finish_saving")
+
+    def load(self, folder: Path) -> bool:
+        """Go on from what `save` wrote; returns whether random states are those of the save.
+
+        They belong to ranks, so that another layout begins new ones.
+        """
+        return all(self.group.call("load", folder))
 
     def save_hf(self, folder: Path) -> None:
         """Write a checkpoint in Hugging Face format."""

@@ -44,7 +44,7 @@ def start(loaded: LoadedRecipe, plugins: Iterable[Plugin], place: RunPlace) -> R
 
 
 def restore(
-    folder: RunFolder, place: RunPlace, fresh: RunState, load_trainer: Callable[[Path], None]
+    folder: RunFolder, place: RunPlace, fresh: RunState, load_trainer: Callable[[Path], bool]
 ) -> RunState:
     """Load the newest complete checkpoint of a resumed run, and say what was skipped.
 
@@ -60,7 +60,8 @@ def restore(
         return fresh
     checkpoint, state = found
     print(f"resuming after step {state.step} from {checkpoint}")
-    load_trainer(checkpoint / TRAINER)
+    if not load_trainer(checkpoint / TRAINER):
+        print("the layout is another one: trainer ranks draw random numbers anew, from seed and step")
     folder.events.record("resume", step=state.step, checkpoint=checkpoint.name, skipped=skipped)
     return state
 

@@ -5,10 +5,12 @@ checkpoints, and the rule for endings: save what is done, then say how to go on.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlcore.config.schema import Recipe
 from rlcore.controller.checkpoints import CheckpointStore, RunState
+from rlcore.controller.model_folder import save_model
 from rlcore.controller.policy import Policy
 from rlcore.errors import RlcoreError
 from rlcore.telemetry.memory import MemoryMeter
@@ -27,6 +29,7 @@ class Session:
     While `ahead` the weights may be ahead of `done`, and no checkpoint can be made of them.
     """
 
+    recipe: Recipe
     folder: RunFolder
     checkpoints: CheckpointStore
     progress: Progress
@@ -58,8 +61,12 @@ class Session:
             row["tokens/per_second"] = tokens / iteration_seconds(row)
         self.folder.metrics.append(self.done, row)
         self.progress.step({"step": self.done, **row})
-        if self.checkpoints.due(self.done):
-            self.save()
+        with self.timer("checkpoint"):
+            self._record(self.checkpoints.poll())
+            if self.checkpoints.due(self.done):
+                self._record(self.checkpoints.begin(self._state()))
+            if (every := self.recipe.checkpoints.hf_every) and self.done % every == 0:
+                save_model(self.policy, self.recipe, self.folder.path / f"hf-{self.done:06d}")
 
     def is_evaluated(self, sets: Iterable[str]) -> bool:
         """Whether an attempt of this run has already measured these sets after the steps done so far."""
@@ -74,9 +81,19 @@ class Session:
     def save(self) -> None:
         """Write a checkpoint of the last finished step, unless it is there already."""
         with self.timer("checkpoint"):
-            place = self.checkpoints.save(RunState(self.done, self.source), self.policy.save)
-        if place:
-            self.folder.events.record("checkpoint", step=self.done, path=place.name)
+            self._record(self.checkpoints.save(self._state()))
+
+    def finish_saving(self) -> None:
+        """Wait for a checkpoint that is still being written."""
+        with self.timer("checkpoint"):
+            self._record(self.checkpoints.finish())
+
+    def _state(self) -> RunState:
+        return RunState(self.done, self.source)
+
+    def _record(self, published: Iterable[Path]) -> None:
+        for place in published:
+            self.folder.events.record("checkpoint", path=place.name)
 
 
 @contextmanager
@@ -90,15 +107,17 @@ def open_session(
     quiet: bool,
 ) -> Iterator[Session]:
     """Run the body with progress, watchdog and memory meter; however it ends, save the last finished step."""
-    checkpoints = CheckpointStore(folder.paths.checkpoints, recipe.checkpoints)
-    policy.group.log_to(folder.paths.logs)
+    paths = folder.paths
+    records = [paths.config, paths.plugins]
+    checkpoints = CheckpointStore(paths.checkpoints, recipe.checkpoints, policy, records)
+    policy.group.log_to(paths.logs)
     with (
         folder,
         Progress(total_steps, recipe.name, first_step=state.step, quiet=quiet) as progress,
         MemoryMeter() as memory,
         Watchdog(
             folder.events,
-            folder.paths.logs,
+            paths.logs,
             recipe.telemetry.stall_after,
             progress.note,
             ranks=policy.group,
@@ -107,11 +126,13 @@ def open_session(
     ):
         timer = PhaseTimer(watchdog.enter)
         session = Session(
-            folder, checkpoints, progress, timer, watchdog, memory, policy, state.step, state.source
+            recipe, folder, checkpoints, progress, timer, watchdog, memory, policy, state.step, state.source
         )
         try:
             yield session
         finally:
-            # Before the first step there is nothing that a new start would not make again.
-            if session.done > state.step and not session.ahead and policy.alive:
-                session.save()
+            if policy.alive:
+                session.finish_saving()
+                # Before the first step there is nothing that a new start would not make again.
+                if session.done > state.step and not session.ahead:
+                    session.save()

@@ -89,7 +89,7 @@ async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
                 folder = start(prepared.loaded, _plugins(materials, scorer, judge), place)
                 await _run(materials, actors, folder, place, quiet)
             if recipe.checkpoints.hf:
-                save_model(policy, prepared, folder.path / "hf")
+                save_model(policy, prepared.recipe, folder.path / "hf")
 
 
 def _plugins(materials: Materials, *runners: RewardRunner) -> list[Plugin]:

@@ -53,7 +53,7 @@ async def _imitate(lessons: Lessons, place: RunPlace, quiet: bool) -> None:
             while session.done < sft.steps and not session.source.get("learnt"):
                 _step(lessons, policy, session)
                 await asyncio.sleep(0)
-        save_model(policy, prepared, folder.path / "hf")
+        save_model(policy, prepared.recipe, folder.path / "hf")
 
 
 def _step(lessons: Lessons, policy: Policy, session: Session) -> None:
