@@ -131,5 +131,5 @@ def test_every_problem_of_a_recipe_is_said_at_once(refused):
         "optimizer.lr",
         "parallel.tp",
         "data.path",
-        overrides=["rollout.temprature=1", "optimizer.lr=fast", "parallel.tp=2", "data.path=nothing.jsonl"],
+        overrides=["rollout.temprature=1", "optimizer.lr=fast", "parallel.tp=3", "data.path=nothing.jsonl"],
     )
