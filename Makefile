@@ -6,6 +6,8 @@ PLUGINS := plugins/glm4 plugins/rewards
 MODEL ?= glm4
 SEED ?= 1
 DEMO := runs/demo
+# PARALLEL=tp2 is --set parallel.tp=2: two processes learn what one does.
+LAYOUT := $(shell echo $(PARALLEL) | sed -E 's/([a-z]+)([0-9]+)/--set parallel.\1=\2/')
 
 .PHONY: help setup demo test parity lint benchmark wheels clean
 
@@ -20,11 +22,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 		--editable '.[train,dev]' $(PLUGINS:%=--editable %)
 	touch $@
 
-demo: setup  ## train a tiny model with GRPO on this machine's CPU, then write its report
+demo: setup  ## train a tiny model with GRPO on this machine's CPU (PARALLEL=tp2, pp2, cp2 or dp2: on two processes)
 	rm -rf $(DEMO) $(DEMO)-data $(DEMO)-sft
 	$(BIN)/python -m rlcore_$(MODEL).demo $(DEMO)-data --seed $(SEED)
-	$(BIN)/rlcore sft $(MODEL)/tiny --run-dir $(DEMO)-sft --set seed=$(SEED)
-	$(BIN)/rlcore train $(MODEL)/tiny --run-dir $(DEMO) --set seed=$(SEED) --set model.checkpoint=$(DEMO)-sft/hf
+	$(BIN)/rlcore sft $(MODEL)/tiny --run-dir $(DEMO)-sft --set seed=$(SEED) $(LAYOUT)
+	$(BIN)/rlcore train $(MODEL)/tiny --run-dir $(DEMO) --set seed=$(SEED) --set model.checkpoint=$(DEMO)-sft/hf $(LAYOUT)
 
 # Two workers on two cores: more threads inside each would only wait for one another.
 test: setup  ## the whole test suite
