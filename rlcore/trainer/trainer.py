@@ -316,7 +316,7 @@ class Trainer:
         return batch, self._scores(stage, batch, hidden_s1h, "none").log_probs_t
 
     def _average_auxiliary_losses(self, samples: Sequence[TrainSample]) -> float:
-        """Make Megatron's own losses, such as routers', means over the step's tokens; return the factor of ours.
+        """Make Megatron's own losses, such as routers', means over the step's tokens; return ours' factor.
 
         Megatron adds them up over tokens and divides every gradient by the tokens in the end. Our weights have
         done that beforehand, so that ours is multiplied first.
