@@ -101,7 +101,11 @@ Fields = Mapping[str, ast.expr]
 
 def megatron_problems(settings: Mapping[str, Any]) -> list[Problem]:
     """Check `megatron:`; places are keys of the recipe. Unknown names pass where Megatron is not installed."""
-    return list(_problems("megatron", settings, _OWNED_MEGATRON, megatron_fields()))
+    problems = list(_problems("megatron", settings, _OWNED_MEGATRON, megatron_fields()))
+    if settings.get("moe_token_dispatcher_type") == "allgather":
+        message = "'allgather' takes no micro-batches of varying lengths, and all are packed"
+        problems.append(Problem("megatron.moe_token_dispatcher_type", message, "alltoall, or flex on GPUs"))
+    return problems
 
 
 def sglang_problems(key: str, settings: Mapping[str, Any], *, elsewhere: bool) -> list[Problem]:

@@ -102,6 +102,8 @@ EXPERTS = (
     Layout("TP2xEP2xDP2"),
     Layout("TP2xPP2xEP2"),
     Layout("CP2xEP2"),
+    Layout("PP2xVPP2xEP2"),
+    Layout("TP2xCP2xEP4"),
     Layout("TP2xETP2"),
 )
 

@@ -43,6 +43,11 @@ REFUSALS = (
     Refusal("PP3 of 40 layers", {"parallel.pp": 3}, "parallel.pp"),
     Refusal("VPP2 without PP", {"parallel.vpp": 2}, "parallel.vpp"),
     Refusal("PP2xVPP3 of 40 layers", {"parallel.pp": 2, "parallel.vpp": 3}, "parallel.vpp"),
+    Refusal(
+        "experts by all-gather",
+        {"megatron.moe_token_dispatcher_type": "allgather"},
+        "moe_token_dispatcher_type",
+    ),
     Refusal("lengths that may not vary", {"megatron.variable_seq_lengths": "false"}, "variable_seq_lengths"),
     Refusal("loss per micro-batch", {"megatron.calculate_per_token_loss": "false"}, "calculate_per_token_loss"),
 )
