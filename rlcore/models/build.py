@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from rlcore.models.attention import PackedAttention
 from rlcore.models.config import transformer_config
 from rlcore.models.forward import PolicyModel
 from rlcore.models.spec import ModelSpec
@@ -41,9 +44,12 @@ def build_model(spec: ModelSpec, config: TransformerConfig, *, meta: bool = Fals
 
 def _stage(spec: ModelSpec, config: TransformerConfig, vp_stage: int | None) -> PolicyModel:
     ends: dict[str, Any] = {"ignore_virtual": False, "vp_stage": vp_stage}
+    block = spec.layer_specs(config, vp_stage)
+    if spec.cp_layout == "contiguous" and config.context_parallel_size > 1:
+        _attend_in_plain_torch(block)
     stage = PolicyModel(
         config,
-        spec.layer_specs(config, vp_stage),
+        block,
         vocab_size=padded_vocab_size(spec.vocab_size, config.tensor_model_parallel_size),
         true_vocab_size=spec.vocab_size,
         pre_process=parallel_state.is_pipeline_first_stage(**ends),
@@ -54,6 +60,15 @@ def _stage(spec: ModelSpec, config: TransformerConfig, vp_stage: int | None) -> 
     )
     _mark_split_weights(stage)
     return stage
+
+
+def _attend_in_plain_torch(block: TransformerBlockSubmodules) -> None:
+    """Replace the usual core attention: TransformerEngine's knows no context-parallel layout but zigzag."""
+    usual = gpt_layer_specs.TESpecProvider().core_attention()
+    for layer in block.layer_specs:
+        parts = layer.submodules.self_attention.submodules
+        if parts.core_attention is usual:
+            parts.core_attention = PackedAttention
 
 
 _SPLIT_AXES = {VocabParallelEmbedding: 0, ColumnParallelLinear: 0, RowParallelLinear: 1}

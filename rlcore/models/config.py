@@ -48,7 +48,10 @@ def transformer_config(
     for every one that does not exist, and for those that belong to another recipe key or to the model.
     """
     kind = MLATransformerConfig if spec.latent_attention else TransformerConfig
-    problems = megatron_problems(megatron_overrides) or _architecture_problems(spec, megatron_overrides)
+    problems = megatron_problems(megatron_overrides) or [
+        *_architecture_problems(spec, megatron_overrides),
+        *_rotation_problems(spec, parallel, megatron_overrides),
+    ]
     raise_if_any(problems)
     fields = {
         **_DEFAULTS,
@@ -118,3 +121,10 @@ def _architecture_problems(spec: ModelSpec, overrides: Mapping[str, Any]) -> Ite
         if name in spec.transformer_config:
             message = "is the model's architecture"
             yield Problem(f"megatron.{name}", message, "change config.json's value under model.overrides")
+
+
+def _rotation_problems(spec: ModelSpec, parallel: Parallel, overrides: Mapping[str, Any]) -> Iterator[Problem]:
+    """The fused rotation finds positions by itself, without an error where they are wrong."""
+    if parallel.cp > 1 and spec.cp_layout == "contiguous" and overrides.get("apply_rope_fusion"):
+        message = "rotates zigzag pieces of sequences only, and this model's are contiguous under parallel.cp"
+        yield Problem("megatron.apply_rope_fusion", message, "leave it out")

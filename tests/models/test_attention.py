@@ -1,15 +1,18 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlcore.models.attention import PackedAttention, PackedSequences
+from rlcore.models.context_parallel import ContextSplit
 
 
-def attention(query, key, value, lengths):
+def attention(query, key, value, lengths, cp=None):
     layer = object.__new__(PackedAttention)
     torch.nn.Module.__init__(layer)
     layer.softmax_scale = None
-    return layer(query, key, value, packed_seq_params=PackedSequences.of(lengths))
+    layer.cp_group = None
+    return layer(query, key, value, packed_seq_params=PackedSequences.of(lengths, cp=cp))
 
 
 def plain_attention(query_thd, key_tgd, value_tgd, lengths):
@@ -75,3 +78,43 @@ def test_positions_start_anew_in_each_sequence():
     assert sequences.position_ids.tolist() == [[0, 1, 2, 0, 0, 1]]
     assert sequences.cu_seqlens_q.tolist() == [0, 3, 4, 6]
     assert sequences.max_seqlen_q == 3
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    layout=st.sampled_from(["zigzag", "contiguous"]),
+    ranks=st.integers(2, 3),
+    value_width=st.sampled_from([4, 8]),
+)
+def test_ranks_that_share_sequences_attend_as_one_does(lengths, layout, ranks, value_width):
+    """Each rank in turn, with the gather done beforehand; gradients add up over ranks."""
+    group = [ContextSplit(layout, ranks, rank) for rank in range(ranks)]
+    padded = group[0].padded(lengths)
+    qkv = random_qkv(sum(padded), 4, 2, 8, value_width)
+    keys_and_values = torch.cat(qkv[1:], -1)
+    gathered = torch.cat([rank.split(keys_and_values, padded) for rank in group])
+    parts = []
+    for rank in group:
+        own = [rank.split(x, padded) for x in qkv]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("rlcore.models.attention.gather_rows", lambda own, group: gathered)
+            parts.append(attention(*own, lengths, rank))
+    ours = torch.cat(parts)[group[0].merging(padded)]
+    plain = plain_attention(*qkv, padded)
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
+    for a, b in zip(
+        torch.autograd.grad((ours * weights).sum(), qkv),
+        torch.autograd.grad((plain * weights).sum(), qkv),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_shared_sequences_are_described_as_a_whole_and_padded():
+    sequences = PackedSequences.of([5, 2], cp=ContextSplit("zigzag", 2, 1))
+    assert sequences.lengths == (8, 4)
+    assert sequences.cu_seqlens_q_padded.tolist() == sequences.cu_seqlens_q.tolist() == [0, 8, 12]
+    assert sequences.max_seqlen_q == 8
+    assert sequences.position_ids.tolist() == [[2, 3, 4, 5, 1, 2]]

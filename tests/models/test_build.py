@@ -26,3 +26,28 @@ def test_a_meta_model_has_the_same_tensors_and_no_memory(megatron, build, make_s
 
 def test_weights_have_the_dtype_that_was_asked_for(build):
     assert {parameter.dtype for parameter in build(dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("layout", "cp", "own"), [("zigzag", 2, False), ("contiguous", 2, True), ("contiguous", 1, False)]
+)
+def test_contiguous_pieces_are_attended_to_in_plain_torch_whatever_there_is(
+    megatron, make_spec, monkeypatch, layout, cp, own
+):
+    """Another core attention stands for TransformerEngine's."""
+    from megatron.core.models.gpt.gpt_layer_specs import TESpecProvider
+
+    from rlcore.models.attention import PackedAttention
+    from rlcore.models.build import build_model, transformer_config
+
+    class Other(PackedAttention):
+        pass
+
+    monkeypatch.setattr(TESpecProvider, "core_attention", lambda self: Other)
+    spec = make_spec(cp_layout=layout)
+    config = transformer_config(
+        spec, parallel=Parallel(cp=cp), dtype=torch.float32, recompute=Recompute(), megatron_overrides={}
+    )
+    (model,) = build_model(spec, config, meta=True)
+    kinds = {type(layer.self_attention.core_attention) for layer in model.decoder.layers}
+    assert kinds == {PackedAttention if own else Other}

@@ -8,9 +8,10 @@ from rlcore.models.config import transformer_config
 
 @pytest.fixture
 def configure(make_spec):
-    def make(overrides=None, **changes):
+    def make(overrides=None, cp_layout="zigzag", **changes):
         arguments = {"parallel": Parallel(), "dtype": torch.float32, "recompute": Recompute(), **changes}
-        return transformer_config(make_spec(), **arguments, megatron_overrides=overrides or {})
+        spec = make_spec(cp_layout=cp_layout)
+        return transformer_config(spec, **arguments, megatron_overrides=overrides or {})
 
     return make
 
@@ -53,3 +54,8 @@ def test_recomputation_is_megatrons_own(configure, recompute, expected):
 def test_a_field_that_is_not_the_users_is_refused(configure, name):
     with pytest.raises(RlcoreError, match=f"megatron.{name}"):
         configure({name: 2})
+
+
+def test_the_fused_rotation_is_refused_where_it_would_rotate_wrongly(configure):
+    with pytest.raises(RlcoreError, match=r"megatron\.apply_rope_fusion"):
+        configure({"apply_rope_fusion": True}, parallel=Parallel(cp=2), cp_layout="contiguous")

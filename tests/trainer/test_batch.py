@@ -1,6 +1,7 @@
 import torch
 
 from rlcore.data.train_sample import TrainSample
+from rlcore.models.context_parallel import ContextSplit
 from rlcore.trainer.batch import micro_batch
 
 CPU = torch.device("cpu")
@@ -37,3 +38,26 @@ def test_a_field_that_some_samples_lack_is_absent():
     lacking = TrainSample(name="c", tokens=[1, 2], prompt_length=1, loss_mask=[1])
     batch = micro_batch([*SAMPLES, lacking], [0, 1, 2], CPU)
     assert batch.advantages_t is None
+
+
+def test_a_rank_has_its_share_of_tokens_and_whole_fields():
+    first, second = (
+        micro_batch(SAMPLES, [1, 0], CPU, cp=ContextSplit("contiguous", 2, rank)) for rank in (0, 1)
+    )
+    assert (first.tokens_s.tolist(), second.tokens_s.tolist()) == ([4, 5, 1, 2], [6, 7, 3, 0])
+    assert (first.local_l.tolist(), second.local_l.tolist()) == ([0, 1, 3], [2])
+    assert (first.predict_l.tolist(), second.predict_l.tolist()) == ([0, 1, 3], [0])
+    assert (first.local_targets_l.tolist(), second.local_targets_l.tolist()) == ([5, 6, 3], [7])
+    assert first.targets_t.tolist() == second.targets_t.tolist() == [5, 6, 7, 3]
+    assert first.advantages_t.tolist() == second.advantages_t.tolist() == [1, 2, 3, 0.5]
+
+
+def test_padding_comes_last_and_no_response_token_is_in_it():
+    padded, plain = (
+        micro_batch(SAMPLES, [1, 0], CPU, cp=ContextSplit(multiple=8)),
+        micro_batch(SAMPLES, [1, 0], CPU),
+    )
+    assert padded.tokens_s.tolist() == [*plain.tokens_s.tolist(), 0]
+    assert padded.sequences.lengths == (4, 3, 1)
+    assert padded.predict_l.tolist() == plain.predict_l.tolist()
+    assert padded.targets_t.tolist() == plain.targets_t.tolist()

@@ -22,6 +22,10 @@ def without_cuda() -> bool:
     return not torch.cuda.is_available()
 
 
+def always() -> bool:
+    return True
+
+
 def without_transformer_engine() -> bool:
     return importlib.util.find_spec("transformer_engine") is None
 
@@ -130,9 +134,11 @@ PATCHES: tuple[Patch, ...] = (
         "modules imported later must not compile their small functions either",
         {"megatron.core.jit:jit_fuser": importlib.import_module("megatron.core.jit").noop_decorator},
     ),
-    *_without_cuda(
-        "Megatron's rotation of packed sequences makes a dozen passes where it has no fused kernel",
-        {"megatron.core.models.common.embeddings.rope_utils:_apply_rotary_pos_emb_thd": rotate_packed},
+    Patch(
+        "megatron.core.models.common.embeddings.rope_utils:_apply_rotary_pos_emb_thd",
+        rotate_packed,
+        always,
+        "Megatron's, where it is not fused, knows one context-parallel layout and makes a dozen passes",
     ),
     *_without_cuda(
         "the all-to-all dispatcher needs split sizes as numbers, and gets them only from a CUDA tensor",
