@@ -34,6 +34,8 @@ class LocalRay:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=str(self.folder),
+                # Ray's workers give way to all other processes otherwise.
+                _system_config={"worker_niceness": 0},
             )
         finally:
             # Ray exits on SIGTERM; a run saves first, and says how to go on.

@@ -52,6 +52,7 @@ CASES = [
     ("modules without selective", "recompute: {modules: [mlp]}", 3, "recompute.modules", "granularity is none", "selective"),
     ("training no MTP layer", "mtp: {train: true}", 3, "mtp.train", "no layer", "num_layers: 1"),
     ("evaluation of nothing", "eval: {every: 5}", 3, "eval.datasets", "no set to evaluate", "datasets:"),
+    ("ended before warned", "telemetry: {end_stalled_after: 60}", 3, "telemetry.end_stalled_after", "warning, at 300 s", "600"),
     ("kept but never written", "checkpoints: {every: 10, keep_every: 15}", 3, "checkpoints.keep_every", "every 10 steps", "multiple of 10"),
     ("colocation without GPUs", "cluster: {colocate: true}", 3, "cluster.colocate", "no GPU to share", "gpus_per_node"),
     ("engines that do not fit", "rollout: {engine: sglang, num_gpus: 6, gpus_per_engine: 4}", 3, "rollout.gpus_per_engine", "engines of 4", "3 or 6"),

@@ -1,4 +1,5 @@
 import threading
+from dataclasses import dataclass
 
 import pytest
 
@@ -69,3 +70,54 @@ def test_the_thread_notices_a_stall_by_itself(tmp_path):
     events = EventLog(tmp_path / "events.jsonl", attempt=1)
     with Watchdog(events, tmp_path, stall_after=0.02, warn=lambda _: warned.set()):
         assert warned.wait(10)
+
+
+@dataclass
+class Ranks:
+    """Ranks of which none has moved for `seconds`, or that are in no call."""
+
+    seconds: float | None = None
+    text: str = "rank 1 is in save; rank 0 waits for it"
+    ended: str = ""
+
+    def stall(self):
+        return self if self.seconds is not None else None
+
+    def give_up(self, reason):
+        self.ended = reason
+
+
+@pytest.fixture
+def ranks():
+    return Ranks()
+
+
+@pytest.fixture
+def asking(tmp_path, clock, warnings, ranks):
+    """A watchdog that can ask ranks."""
+    events = EventLog(tmp_path / "events.jsonl", attempt=1)
+    return Watchdog(events, tmp_path, 30.0, warnings.append, clock, ranks=ranks, end_after=100.0)
+
+
+def test_ranks_that_move_are_progress(asking, clock, warnings, ranks):
+    ranks.seconds = 2.0
+    clock.now += 500
+    asking.check()
+    assert (warnings, ranks.ended) == ([], "")
+
+
+def test_ranks_that_stand_still_are_named_and_after_long_given_up(asking, clock, warnings, ranks):
+    clock.now, ranks.seconds = 31, 31.0
+    asking.check()
+    assert ranks.text in warnings[0]
+    assert not ranks.ended
+    clock.now, ranks.seconds = 101, 101.0
+    asking.check()
+    assert ranks.ended == f"none has moved for 101 s: {ranks.text}"
+
+
+def test_a_long_wait_for_others_than_ranks_ends_nothing(asking, clock, warnings, ranks):
+    clock.now = 500
+    asking.check()
+    assert len(warnings) == 1
+    assert not ranks.ended
