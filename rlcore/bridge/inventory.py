@@ -1,14 +1,15 @@
-"""The tensors that a model holds on this rank, by the names they would have in the whole, unsplit model."""
+"""The tensors of a model, on this rank and on all, by the names they would have in the whole, unsplit model."""
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from rlcore.bridge.transforms import Shard
+from rlcore.bridge.transforms import Shape, Shard
+from rlcore.ranks import from_all_ranks
 
 _LAYER = re.compile(r"(?<=^decoder\.layers\.)\d+")
 _EXPERT = re.compile(r"(?<=\.weight)\d+$")
@@ -35,14 +36,40 @@ def tensor_shard(chunk: nn.Module, name: str) -> Shard:
     return Shard(group.rank(), group.size())
 
 
-def all_megatron_names(chunks: Sequence[nn.Module]) -> set[str]:
-    """Names of the whole model, gathered from every rank."""
-    names = set(megatron_tensors(chunks))
-    if dist.get_world_size() == 1:
-        return names
-    gathered: list[set[str]] = [set()] * dist.get_world_size()
-    dist.all_gather_object(gathered, names)
-    return set().union(*gathered)
+@dataclass(frozen=True)
+class Held:
+    """A tensor that is spread over ranks: each part's shape and type, and the rank of the world that has it.
+
+    Of equal copies, only the lowest rank's is named.
+    """
+
+    shape: Shape
+    dtype: torch.dtype
+    ranks: tuple[int, ...]
+
+
+def whole_model(chunks: Sequence[nn.Module]) -> dict[str, Held]:
+    """Every tensor of the whole model. All ranks must ask, and are told the same."""
+    own = {
+        name: (tensor_shard(chunks[0], name).rank, tuple(tensor.shape), tensor.dtype)
+        for name, tensor in megatron_tensors(chunks).items()
+        if _is_first_copy(chunks[0], name)
+    }
+    holders: dict[str, dict[int, int]] = {}
+    kinds: dict[str, tuple[Shape, torch.dtype]] = {}
+    for rank, theirs in enumerate(from_all_ranks(own)):
+        for name, (part, shape, dtype) in theirs.items():
+            holders.setdefault(name, {}).setdefault(part, rank)
+            kinds[name] = (shape, dtype)
+    return {
+        name: Held(*kinds[name], tuple(rank for _, rank in sorted(parts.items())))
+        for name, parts in holders.items()
+    }
+
+
+def _is_first_copy(chunk: nn.Module, name: str) -> bool:
+    groups = chunk.pg_collection
+    return (groups.expt_dp if ".experts." in name else groups.dp_cp).rank() == 0
 
 
 def _own_tensors(chunk: nn.Module) -> dict[str, Tensor]:

@@ -7,25 +7,27 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.bridge.check import misfits, not_finite
-from rlcore.bridge.inventory import all_megatron_names, megatron_tensors, tensor_shard
+from rlcore.bridge.inventory import megatron_tensors, tensor_shard, whole_model
 from rlcore.bridge.safetensors_io import SafetensorsFolder
 from rlcore.bridge.table import Entry, WeightBridge
 from rlcore.bridge.transforms import Shard
-from rlcore.errors import Problem, raise_if_any
+from rlcore.errors import Problem
+from rlcore.ranks import raise_together
 
 
 def load_hf(chunks: Sequence[nn.Module], bridge: WeightBridge, folder: Path) -> None:
     """Copy a checkpoint's weights into the model's parameters, converting to their dtype.
 
-    `chunks` are the GPTModels of this rank. Raises RlcoreError, before anything is copied, for tensors that
-    are missing, left over or of the wrong shape; and, when all are read, for NaN and infinite values.
+    `chunks` are the GPTModels of this rank; all ranks take part. Raises RlcoreError, on all of them, before
+    anything is copied, for tensors that are missing, left over or of the wrong shape; and, when all are read,
+    for NaN and infinite values.
     """
     own = megatron_tensors(chunks)
     shards = {name: tensor_shard(chunks[0], name) for name in own}
     with SafetensorsFolder(folder) as source:
-        coverage = bridge.coverage(source.tensors, all_megatron_names(chunks))
-        raise_if_any([*coverage.problems(str(folder)), *misfits(bridge, source, own, shards)])
-        raise_if_any(
+        coverage = bridge.coverage(source.tensors, whole_model(chunks))
+        raise_together([*coverage.problems(str(folder)), *misfits(bridge, source, own, shards)])
+        raise_together(
             [
                 problem
                 for name, parameter in own.items()

@@ -28,6 +28,8 @@ class Transform(ABC):
 
     sources: int = 1
     """How many tensors of the checkpoint there are."""
+    split: bool = True
+    """Whether ranks hold parts; else each holds the whole, and one of them is enough to `write`."""
 
     @abstractmethod
     def source_shapes(self, shape: Shape, tp: int) -> tuple[Shape, ...]:
@@ -44,6 +46,8 @@ class Transform(ABC):
 
 class Replicated(Transform):
     """Every rank holds the whole tensor."""
+
+    split = False
 
     def source_shapes(self, shape: Shape, tp: int) -> tuple[Shape, ...]:
         return (shape,)
@@ -117,7 +121,11 @@ class PaddedVocabulary(Rows):
 
 @dataclass(frozen=True)
 class PackedQKV(Rows):
-    """Separate q, k, v projections as Megatron packs them: for each group its queries, key and value."""
+    """Separate q, k, v projections as Megatron packs them: for each group its queries, key and value.
+
+    With more ranks than groups, rows are shared equally all the same: a rank's part may end inside of a head,
+    and Megatron gathers the products.
+    """
 
     heads: int
     groups: int

@@ -2,18 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 
 from rlcore.data.packing import Step, schedule
 from rlcore.data.train_sample import TrainSample
 from rlcore.models.context_parallel import ContextSplit
 from rlcore.trainer.batch import MicroBatch, micro_batch
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,11 +89,3 @@ def speaks() -> bool:
         and parallel_state.get_tensor_model_parallel_rank() == 0
         and parallel_state.get_context_parallel_rank() == 0
     )
-
-
-def from_all_ranks(value: T) -> list[T]:
-    """What every rank of the world says, by rank; all ranks must ask. For a few numbers or names."""
-    found: list[T] = [value] * dist.get_world_size()
-    if len(found) > 1:
-        dist.all_gather_object(found, value)
-    return found

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _DistWrapper
 
 from rlcore.errors import Problem, raise_if_any
-from rlcore.trainer.share import from_all_ranks
+from rlcore.ranks import from_all_ranks
 
 COMMON = "common.pt"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

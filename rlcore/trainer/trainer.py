@@ -31,6 +31,7 @@ from rlcore.models.build import build_model, transformer_config
 from rlcore.models.context_parallel import ContextSplit, whole_scores
 from rlcore.models.forward import forward_hidden, output_weight, vocabulary_start
 from rlcore.models.spec import ModelSpec
+from rlcore.ranks import from_all_ranks
 from rlcore.trainer.batch import MicroBatch
 from rlcore.trainer.buckets import buckets
 from rlcore.trainer.checkpoint import load_state, load_weights, start_saving
@@ -38,7 +39,7 @@ from rlcore.trainer.guard import BadStepError
 from rlcore.trainer.metrics import Tally, Totals, summary, tally
 from rlcore.trainer.objectives import Objective
 from rlcore.trainer.optimizer import TrainingState, is_training_field
-from rlcore.trainer.share import Share, from_all_ranks, share_of, speaks
+from rlcore.trainer.share import Share, share_of, speaks
 from rlcore.trainer.state_writer import StateWriter
 from rlcore.trainer.weights import HostWeights
 
@@ -249,8 +250,12 @@ class Trainer:
         return load_state(self._training_state(), folder, self._seed)
 
     def save_hf(self, folder: Path) -> None:
-        """Write a checkpoint like the one that training began with, config and tokenizer included."""
-        save_hf(self.stages, self._bridge, folder, source=self._source)
+        """Write a checkpoint like the one that training began with, config and tokenizer included.
+
+        Raises RlcoreError, on all ranks, if it cannot be written.
+        """
+        self._enter("writing a checkpoint")
+        save_hf(self.exporter, folder, source=self._source)
 
     def _training_state(self) -> TrainingState:
         assert self._state is not None, "prepare_optimizer comes first"

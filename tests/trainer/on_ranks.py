@@ -25,10 +25,10 @@ from rlcore.algorithms.losses import ClipOptions, clip  # noqa: E402
 from rlcore.config.schema import Algorithm, BadSteps, Model, Optimizer, Parallel  # noqa: E402
 from rlcore.data.train_sample import TrainSample  # noqa: E402
 from rlcore.errors import RlcoreError  # noqa: E402
+from rlcore.ranks import from_all_ranks  # noqa: E402
 from rlcore.testing.tiny import tiny_checkpoint  # noqa: E402
 from rlcore.trainer.objectives import PolicyObjective  # noqa: E402
 from rlcore.trainer.setup import initialize  # noqa: E402
-from rlcore.trainer.share import from_all_ranks  # noqa: E402
 from rlcore.trainer.trainer import Trainer  # noqa: E402
 
 CONFIG = {

@@ -37,7 +37,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(build, make_checkpoint, tmp_path, s
     folder = make_checkpoint(**shape)
     _, bridge, stages = build(folder)
     load_hf(stages, bridge, folder)
-    save_hf(stages, bridge, tmp_path / "saved", source=folder, shard_bytes=40_000)
+    save_hf(Exporter(stages, bridge), tmp_path / "saved", source=folder, shard_bytes=40_000)
     original, saved = tensors_of(folder), tensors_of(tmp_path / "saved")
     assert original.keys() == saved.keys()
     assert all(torch.equal(original[name], saved[name]) for name in original)
@@ -50,13 +50,13 @@ def test_a_saved_checkpoint_opens_in_transformers(build, make_checkpoint, tmp_pa
     _, bridge, stages = build(folder)
     load_hf(stages, bridge, folder)
     saved = tmp_path / "saved"
-    save_hf(stages, bridge, saved, source=folder)
+    save_hf(Exporter(stages, bridge), saved, source=folder)
     _, info = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
     assert not any(info.values())
     assert json.loads((saved / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
     assert (saved / "tokenizer.json").exists()
     with pytest.raises(RlcoreError, match="exists already"):
-        save_hf(stages, bridge, saved, source=folder)
+        save_hf(Exporter(stages, bridge), saved, source=folder)
 
 
 def test_a_bfloat16_checkpoint_is_saved_as_bfloat16(build, make_checkpoint, tmp_path):
@@ -64,7 +64,7 @@ def test_a_bfloat16_checkpoint_is_saved_as_bfloat16(build, make_checkpoint, tmp_
     rewrite(folder, lambda tensors: tensors.update({name: t.bfloat16() for name, t in tensors.items()}))
     _, bridge, stages = build(folder)
     load_hf(stages, bridge, folder)
-    save_hf(stages, bridge, tmp_path / "saved", source=folder)
+    save_hf(Exporter(stages, bridge), tmp_path / "saved", source=folder)
     original, saved = tensors_of(folder), tensors_of(tmp_path / "saved")
     assert all(torch.equal(original[name], saved[name]) for name in original)
 
