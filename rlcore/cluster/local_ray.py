@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._common.utils import get_default_system_temp_dir
 
+from rlcore.errors import fail
 from rlcore.telemetry.memory import descendants
+
+# A socket's path has at most 107 characters, of which Ray needs 65 below our folder.
+_LONGEST_PARENT = 107 - 65 - len("/rlcore-12345678")
 
 
 class LocalRay:
     """Started when made, ended by `stop`. `folder` is for files that live as long as it does."""
 
     def __init__(self, cpus: int, gpus: int) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="rlcore-"))
+        self.folder = _short_folder()
         # Ray has no argument for this one: whether it reports its use to its makers.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         # What Ray prints when a worker dies, the group says in one line, with the rank.
@@ -50,6 +55,14 @@ class LocalRay:
         assert self._reaper.stdin
         self._reaper.stdin.close()
         self._reaper.wait()
+
+
+def _short_folder() -> Path:
+    """A new folder for temporary files. Raises RlcoreError where none with a short path can be made."""
+    parent = get_default_system_temp_dir()
+    if len(parent) > _LONGEST_PARENT:
+        raise fail("TMPDIR", f"{parent} is too long a path for the sockets of Ray", "TMPDIR of a shorter path")
+    return Path(tempfile.mkdtemp(prefix="rlcore-", dir=parent))
 
 
 def _be_quiet(*args: Any, **kwargs: Any) -> None:
