@@ -3,7 +3,7 @@
 The rules are those of Megatron 0.16.1, read from the fields of its TransformerConfig that a model spec sets.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlcore.config.schema import Parallel
@@ -11,9 +11,18 @@ from rlcore.errors import Problem
 from rlcore.layout.plan import expert_sizes
 
 if TYPE_CHECKING:
+    from rlcore.layout.plan import Layout
     from rlcore.models.spec import ModelSpec
 
 Fields = Mapping[str, Any]
+
+
+class NoFurtherRules:
+    """The layout validator of a model that needs no more than `model_problems`."""
+
+    def validate(self, layout: "Layout") -> Sequence[Problem]:
+        """Nothing is left to forbid."""
+        return ()
 
 
 def model_problems(parallel: Parallel, spec: "ModelSpec") -> Iterator[Problem]:

@@ -26,9 +26,11 @@ _FIXED: Mapping[str, Any] = {
 }
 
 # Defaults that a recipe's `megatron:` may change. The dispatcher counts even without experts: Megatron refuses
-# variable lengths beside its own default.
+# variable lengths beside its own default. Nothing but the policy's loss moves routers unless a recipe asks.
 _DEFAULTS: Mapping[str, Any] = {
     "moe_token_dispatcher_type": "alltoall",
+    "moe_router_load_balancing_type": "none",
+    "moe_router_bias_update_rate": 0.0,
     "deallocate_pipeline_outputs": True,
     "cuda_graph_scope": [],
 }

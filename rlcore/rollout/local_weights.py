@@ -19,10 +19,11 @@ STACKED = re.compile(r"(?P<experts>.*\.experts)\.(?P<kind>gate_up_proj|down_proj
 
 def hub_tensors(model: "PreTrainedModel") -> dict[str, torch.Tensor]:
     """Every weight of the model by its name in a hub checkpoint; the tensors share the model's memory."""
-    return dict(named for item in model.state_dict().items() for named in _unstacked(*item))
+    return dict(named for item in model.state_dict().items() for named in unstacked(*item))
 
 
-def _unstacked(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+def unstacked(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Give a tensor of a transformers model by its hub name, or by names the views that the hub keeps apart."""
     match = STACKED.match(name)
     if match is None:
         yield name, tensor

@@ -53,7 +53,7 @@ def tiny_checkpoint(
 ) -> "PreTrainedModel":
     """Write a transformers checkpoint in fp32 with random weights, from the content of a config.json.
 
-    `jitter` is the standard deviation of noise added to every weight: norms and biases start as ones and
+    `jitter` is the standard deviation of noise added to all that is saved: norms and biases start as ones and
     zeros, which would hide a mix-up between them from a parity test. The global random state is left alone.
     """
     import torch
@@ -66,7 +66,7 @@ def tiny_checkpoint(
         model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32).eval()
         if jitter:
             with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.add_(torch.randn_like(parameter), alpha=jitter)
+                for tensor in model.state_dict().values():
+                    tensor.add_(torch.randn_like(tensor), alpha=jitter)
     model.save_pretrained(folder)
     return model

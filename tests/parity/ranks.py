@@ -4,8 +4,7 @@ One process takes the reference gradients; later launches compare theirs with th
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ import torch
 import torch.distributed as dist
 from families import Family, Layout, Lengths
 from gradients import Gradients, largest_difference, whole_gradients
-from megatron.core.transformer.moe.router import TopKRouter
-from torch import nn
 
 from rlcore.algorithms.losses import ClipOptions, clip
 from rlcore.bridge.inventory import megatron_tensors
@@ -23,6 +20,7 @@ from rlcore.bridge.safetensors_io import write_folder
 from rlcore.config.schema import Algorithm, Model, Optimizer, Parallel, Recompute
 from rlcore.data.train_sample import TrainSample
 from rlcore.models.build import build_model, transformer_config
+from rlcore.testing.routers import choice_margins
 from rlcore.trainer.objectives import PolicyObjective
 from rlcore.trainer.setup import initialize
 from rlcore.trainer.trainer import Trainer
@@ -74,7 +72,7 @@ def take_reference(folder: Path, family: Family, lengths: Lengths) -> None:
     checkpoint = _checkpoint(folder, family)
     if not checkpoint.exists():
         _write_random(checkpoint, family, layout)
-    with _margins() as margins:
+    with choice_margins() as margins:
         measured = _measure(folder, family, layout)
     assert min(margins, default=1.0) > SMALLEST_MARGIN, f"{family.name}: an expert's choice is a near-tie"
     torch.save(asdict(measured), _reference(folder, family, lengths))
@@ -173,22 +171,3 @@ def _random(name: str, shape: Sequence[int], generator: torch.Generator) -> torc
     if len(shape) == 1:
         return 0.02 * noise
     return noise if "embed" in name else noise / shape[1] ** 0.5
-
-
-@contextmanager
-def _margins() -> Iterator[list[float]]:
-    """Collect, for every router that runs, how near to a tie its choice of experts came."""
-    found: list[float] = []
-    route = TopKRouter.routing
-
-    def routing(router: nn.Module, logits: torch.Tensor, **kwargs: Any) -> Any:
-        scores = (logits.detach().float().sigmoid() + router.expert_bias).flatten(0, -2)
-        ranked = scores.sort(descending=True).values
-        found.append(float((ranked[:, router.topk - 1] - ranked[:, router.topk]).min()))
-        return route(router, logits, **kwargs)
-
-    TopKRouter.routing = routing
-    try:
-        yield found
-    finally:
-        TopKRouter.routing = route

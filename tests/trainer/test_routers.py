@@ -23,7 +23,11 @@ from moe import MOE, moe_bridge, moe_spec
 def trainer(tmp_path):
     """Its routers are trained to share tokens out evenly; each sample is a micro-batch."""
     spec = moe_spec(MOE)
-    balance = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 0.01}
+    balance = {
+        "moe_router_load_balancing_type": "aux_loss",
+        "moe_aux_loss_coeff": 0.01,
+        "moe_router_bias_update_rate": 1e-3,
+    }
     spec = replace(spec, transformer_config={**spec.transformer_config, **balance})
     bridge = moe_bridge(spec)
     config = transformer_config(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 def glm4_bridge(spec: "ModelSpec") -> "WeightBridge":
     """Make the table. `post_attention_layernorm` is the norm before the MLP; gate and up come as one tensor."""
+    from rlcore.bridge.rows import packed_qkv
     from rlcore.bridge.table import Derived, Ignore, Map, WeightBridge
     from rlcore.bridge.transforms import Columns, FusedGated, PackedQKV, PaddedVocabulary
 
@@ -29,16 +30,7 @@ def glm4_bridge(spec: "ModelSpec") -> "WeightBridge":
         (
             Map("model.embed_tokens.weight", "embedding.word_embeddings.weight", vocabulary),
             *(Map(f"{hf}{a}.weight", f"{megatron}{b}", over=over) for a, b in norms.items()),
-            *(
-                Map(
-                    tuple(f"{hf}self_attn.{x}_proj.{part}" for x in "qkv"),
-                    f"{megatron}self_attention.linear_qkv.{part}",
-                    qkv,
-                    over,
-                    optional=part == "bias",
-                )
-                for part in ("weight", "bias")
-            ),
+            *packed_qkv(f"{hf}self_attn.", f"{megatron}self_attention.", qkv, over),
             Map(
                 f"{hf}self_attn.o_proj.weight", f"{megatron}self_attention.linear_proj.weight", Columns(), over
             ),

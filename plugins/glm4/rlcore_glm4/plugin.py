@@ -1,16 +1,15 @@
 """What rlcore finds of GLM-4: model spec, weight bridge and layout rule, each made when a run asks for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rlcore.errors import Problem
 from rlcore.hookspecs import hookimpl
+from rlcore.layout.rules import NoFurtherRules
 from rlcore_glm4.bridge import glm4_bridge
 from rlcore_glm4.spec import glm4_spec
 
 if TYPE_CHECKING:
     from rlcore.bridge.table import WeightBridge
-    from rlcore.layout.plan import Layout
     from rlcore.models.spec import ModelSpec
     from rlcore.protocols import LayoutValidator
 
@@ -27,12 +26,4 @@ def weight_bridge(spec: "ModelSpec") -> "WeightBridge":
 
 @hookimpl
 def layout_validator(spec: "ModelSpec") -> "LayoutValidator":
-    return AnyStage()
-
-
-class AnyStage:
-    """All layers are alike, so that a stage may start at any; what tp has to divide, rlcore checks itself."""
-
-    def validate(self, layout: "Layout") -> Sequence[Problem]:
-        """Nothing is left to forbid."""
-        return ()
+    return NoFurtherRules()

@@ -4,17 +4,18 @@ Grouped-query attention with optional q, k, v biases, half of each head rotated 
 MLP, and four norms a layer. Facts: the published config.json files and transformers' modeling_glm4.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlcore.errors import Problem, fail, raise_if_any
+from rlcore.errors import fail, raise_if_any
 from rlcore.models.arithmetic import (
     attention_parameters,
     causal_attention_flops,
     gated_mlp_parameters,
     linear_flops,
 )
+from rlcore.models.hf_config import number_problems, read_rope
 from rlcore.models.spec import LayerInfo, ModelSpec
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Shape:
 
         Raises RlcoreError for every key that is absent or contradicts another.
         """
-        raise_if_any(_type_problems(hf_config))
+        raise_if_any(number_problems(hf_config, _SIZES, ["rms_norm_eps"]))
         heads, groups = hf_config["num_attention_heads"], hf_config["num_key_value_heads"]
         shape = cls(
             hidden=hf_config["hidden_size"],
@@ -87,7 +88,7 @@ class Shape:
 def glm4_spec(hf_config: Mapping[str, Any]) -> ModelSpec:
     """Describe a GLM-4 checkpoint by its config.json."""
     shape = Shape.of(hf_config)
-    rope = _rope(hf_config)
+    rope = read_rope(hf_config, fraction=0.5)
     layer = LayerInfo(kind="dense", parameters=shape.parameters, flops=shape.flops)
     return ModelSpec(
         model_type="glm4",
@@ -111,36 +112,12 @@ def glm4_spec(hf_config: Mapping[str, Any]) -> ModelSpec:
         model_args={
             "max_sequence_length": hf_config["max_position_embeddings"],
             "position_embedding_type": "rope",
-            "rotary_base": rope["rope_theta"],
-            "rotary_percent": rope["partial_rotary_factor"],
+            "rotary_base": rope.theta,
+            "rotary_percent": rope.fraction,
         },
         layer_specs=_layer_specs,
         tied_embeddings=bool(hf_config.get("tie_word_embeddings", False)),
     )
-
-
-def _type_problems(hf_config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Keys that are absent or hold no number."""
-    for keys, kind, words in (_SIZES, int, "a whole number"), (("rms_norm_eps",), (int, float), "a number"):
-        for key in keys:
-            if key not in hf_config:
-                yield Problem("config.json", f"lacks {key}")
-            elif not isinstance(hf_config[key], kind):
-                yield Problem("config.json", f"{key} must be {words}, not {hf_config[key]!r}")
-
-
-def _rope(hf_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Read rope settings from where transformers 4 (top level) or 5 (rope_parameters) writes them."""
-    given = {**hf_config, **(hf_config.get("rope_parameters") or {})}
-    scaling = hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind != "default":
-        problem = f"rope type {kind!r} is not supported"
-        raise fail("config.json", problem, "model.overrides: {rope_scaling: null}")
-    return {
-        "rope_theta": given.get("rope_theta", 10000.0),
-        "partial_rotary_factor": given.get("partial_rotary_factor", 0.5),
-    }
 
 
 def _layer_specs(config: "TransformerConfig", vp_stage: int | None) -> "TransformerBlockSubmodules":

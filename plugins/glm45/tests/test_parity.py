@@ -1,0 +1,100 @@
+import random
+
+import pytest
+import torch
+from rlcore_glm45.bridge import glm45_bridge
+from rlcore_glm45.spec import glm45_spec
+from transformers import AutoModelForCausalLM
+
+from rlcore.bridge.load import load_hf
+from rlcore.models.attention import PackedSequences
+from rlcore.models.forward import forward_hidden, output_weight
+from rlcore.models.hf_config import read_hf_config
+from rlcore.testing.routers import choice_margins
+from rlcore.trainer.parity import measure_parity
+
+# Further apart than rounding brings the scores of the last expert chosen and the first one left out.
+SMALLEST_MARGIN = 1e-6
+
+
+def random_shape(seed):
+    draw = random.Random(seed)
+    groups, experts = draw.choice([1, 2, 3, 4]), draw.choice([4, 8, 12, 16])
+    return {
+        "num_key_value_heads": groups,
+        "num_attention_heads": groups * draw.choice([1, 2, 3, 5]),
+        "head_dim": draw.choice([8, 16, 32, 64]),
+        "hidden_size": draw.choice([32, 64, 96, 160]),
+        "intermediate_size": draw.choice([48, 128, 200]),
+        "moe_intermediate_size": draw.choice([16, 24, 40]),
+        "num_hidden_layers": draw.choice([1, 2, 3, 4]),
+        "first_k_dense_replace": draw.choice([0, 1, 1, 2, 3]),
+        "n_routed_experts": experts,
+        "num_experts_per_tok": draw.choice([2, 3, 4]),
+        "n_shared_experts": draw.choice([1, 1, 2]),
+        "routed_scaling_factor": draw.choice([1.0, 1.8, 2.5]),
+        "vocab_size": draw.choice([499, 512, 1023, 3]),
+        "attention_bias": draw.random() < 0.5,
+        "use_qk_norm": draw.random() < 0.5,
+        "rms_norm_eps": draw.choice([1e-5, 1e-6]),
+        "rope_theta": draw.choice([1e4, 1e6]),
+        "tie_word_embeddings": draw.random() < 0.25,
+        "partial_rotary_factor": draw.choice([0.5, 0.5, 1.0]),
+    }
+
+
+def assert_parity(folder):
+    spec = glm45_spec(read_hf_config(folder))
+    with choice_margins() as margins:
+        parity = measure_parity(spec, glm45_bridge(spec), folder)
+    assert min(margins, default=1.0) > SMALLEST_MARGIN
+    assert parity.max_rel_logit_diff <= 3e-6
+    assert parity.max_rel_logit_diff <= 2 * parity.reference_noise
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_logits_of_random_shapes_equal_those_of_transformers(megatron, make_checkpoint, seed):
+    assert_parity(make_checkpoint(seed, **random_shape(seed)))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_logits_equal_with_and_without_norms_of_queries_and_keys_and_biases(
+    megatron, make_checkpoint, norm, bias
+):
+    assert_parity(make_checkpoint(use_qk_norm=norm, attention_bias=bias))
+
+
+def test_logits_equal_where_experts_are_chosen_from_the_best_groups(megatron, make_checkpoint):
+    assert_parity(make_checkpoint(n_routed_experts=16, num_experts_per_tok=4, n_group=4, topk_group=2))
+
+
+def test_gradients_equal_those_of_transformers(build, make_checkpoint):
+    folder = make_checkpoint()
+    _, bridge, (model,) = build(folder)
+    load_hf([model], bridge, folder)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = torch.randint(499, (1, 50), generator=torch.Generator().manual_seed(0))
+
+    hidden = forward_hidden(model, tokens, PackedSequences.of([50]))[:, 0]
+    (hidden @ output_weight(model).T).log_softmax(-1)[:, 7].sum().backward()
+    reference(tokens).logits[0].log_softmax(-1)[:, 7].sum().backward()
+
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    theirs = hub_gradients(reference)
+    for name, gradient in theirs.items():
+        entry = bridge.by_hf[name]
+        written = entry.transform.write([ours[entry.megatron]])[entry.hf.index(name)]
+        torch.testing.assert_close(written, gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
+    assert theirs.keys() == {name for entry in bridge.entries if entry.megatron in ours for name in entry.hf}
+
+
+def hub_gradients(model):
+    """Gradients by the names of a checkpoint, the stacked ones of experts taken apart."""
+    from rlcore.rollout.local_weights import unstacked
+
+    return {
+        hub_name: gradient
+        for name, parameter in model.named_parameters()
+        for hub_name, gradient in unstacked(name, parameter.grad)
+    }

@@ -1,0 +1,59 @@
+"""Rows that the tables of many families share, so that a plugin writes down only what is its own.
+
+`hf` and `megatron` are the names of a module on both sides, with a dot at the end, and templates as in a Map.
+"""
+
+from rlcore.bridge.table import Map, Over
+from rlcore.bridge.transforms import Columns, Gated, PackedQKV, Rows
+
+
+def packed_qkv(hf: str, megatron: str, qkv: PackedQKV, over: Over) -> tuple[Map, Map]:
+    """Projections of queries, keys and values, whose biases both sides may lack."""
+    return tuple(
+        Map(
+            tuple(f"{hf}{x}_proj.{part}" for x in "qkv"),
+            f"{megatron}linear_qkv.{part}",
+            qkv,
+            over,
+            optional=part == "bias",
+        )
+        for part in ("weight", "bias")
+    )
+
+
+def gated_mlp(hf: str, megatron: str, over: Over, *, weight: str = "weight") -> tuple[Map, Map]:
+    """Gate, up and down projections; `weight` is Megatron's name of both its matrices."""
+    return (
+        Map((f"{hf}gate_proj.weight", f"{hf}up_proj.weight"), f"{megatron}linear_fc1.{weight}", Gated(), over),
+        Map(f"{hf}down_proj.weight", f"{megatron}linear_fc2.{weight}", Columns(), over),
+    )
+
+
+def mixture_of_experts(hf: str, megatron: str, over: Over, *, experts: int) -> tuple[Map, ...]:
+    """Router, its bias for choosing, the experts, and the one that all tokens take where there is one."""
+    return (
+        Map(f"{hf}gate.weight", f"{megatron}router.weight", over=over),
+        Map(f"{hf}gate.e_score_correction_bias", f"{megatron}router.expert_bias", over=over),
+        *gated_mlp(f"{hf}shared_experts.", f"{megatron}shared_experts.", over),
+        *gated_mlp(
+            f"{hf}experts.{{expert}}.",
+            f"{megatron}experts.",
+            {**over, "expert": range(experts)},
+            weight="weight{expert}",
+        ),
+    )
+
+
+def latent_attention(hf: str, megatron: str, over: Over) -> tuple[Map, ...]:
+    """Projections down to the latents, whole on every rank, and up from them by heads, with the latents' norms."""
+    down = {"q_a_proj": "linear_q_down_proj", "kv_a_proj_with_mqa": "linear_kv_down_proj"}
+    up = {"q": "linear_q_up_proj", "kv": "linear_kv_up_proj"}
+    return (
+        *(Map(f"{hf}{a}.weight", f"{megatron}{b}.weight", over=over) for a, b in down.items()),
+        *(
+            Map(f"{hf}{a}_a_layernorm.weight", f"{megatron}{b}.layer_norm_weight", over=over)
+            for a, b in up.items()
+        ),
+        *(Map(f"{hf}{a}_b_proj.weight", f"{megatron}{b}.weight", Rows(), over) for a, b in up.items()),
+        Map(f"{hf}o_proj.weight", f"{megatron}linear_proj.weight", Columns(), over),
+    )
