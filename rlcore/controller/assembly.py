@@ -61,6 +61,7 @@ async def running_engine(prepared: Prepared) -> AsyncIterator[LocalEngine]:
         concurrency=rollout.local.concurrency,
         dtype=rollout.local.dtype or prepared.recipe.model.dtype,
         overrides=prepared.recipe.model.overrides,
+        mend=prepared.model.spec.mend_transformers,
     )
     try:
         yield engine

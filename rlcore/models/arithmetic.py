@@ -21,7 +21,10 @@ def linear_flops(length: int, parameters: int) -> float:
     return 2.0 * length * parameters
 
 
-def causal_attention_flops(length: int, heads: int, head_dim: int) -> float:
-    """FLOPs of scores and weighted values of one sequence: each token attends to itself and those before."""
+def causal_attention_flops(length: int, heads: int, head_dim: int, value_dim: int | None = None) -> float:
+    """FLOPs of scores and weighted values of one sequence: each token attends to itself and those before.
+
+    `value_dim` is the width of values where it is not that of keys.
+    """
     pairs = length * (length + 1) / 2
-    return 2 * 2.0 * pairs * heads * head_dim
+    return 2.0 * pairs * heads * (head_dim + (head_dim if value_dim is None else value_dim))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
     from megatron.core.transformer.transformer_config import TransformerConfig
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,9 @@ class ModelSpec:
     `transformer_config` holds the architecture fields of Megatron's TransformerConfig (or of
     MLATransformerConfig when `latent_attention`), `model_args` those of GPTModel. Parallel sizes, dtypes
     and recomputation are the core's to add; a spec that sets one is refused.
+
+    `mend_transformers` changes transformers' model in place where it does not compute what the published model
+    was trained to: whoever runs transformers for this family calls it after loading.
     """
 
     model_type: str
@@ -48,6 +52,7 @@ class ModelSpec:
     cp_layout: Literal["zigzag", "contiguous"] = "zigzag"
     latent_attention: bool = False
     tied_embeddings: bool = False
+    mend_transformers: "Callable[[PreTrainedModel], None]" = lambda model: None
 
     @property
     def parameters(self) -> int:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -59,11 +59,12 @@ class LocalEngine:
         concurrency: int = 64,
         dtype: str = "float32",
         overrides: Mapping[str, Any] = MappingProxyType({}),
+        mend: "Callable[[PreTrainedModel], None]" = lambda model: None,
     ) -> None:
         """Load a folder in Hugging Face format; `concurrency` sequences decode together.
 
-        `overrides` replace values of its config.json. Raises RlcoreError for a folder that transformers
-        cannot read.
+        `overrides` replace values of its config.json; `mend` is the `mend_transformers` of its ModelSpec.
+        Raises RlcoreError for a folder that transformers cannot read.
         """
         try:
             values = json.loads((Path(checkpoint) / "config.json").read_text()) | dict(overrides)
@@ -71,6 +72,7 @@ class LocalEngine:
             model = AutoModelForCausalLM.from_pretrained(checkpoint, config=config, dtype=dtype)
         except (OSError, ValueError) as error:
             raise fail(str(checkpoint), f"transformers cannot load it: {error}") from error
+        mend(model)
         has_tokenizer = (Path(checkpoint) / "tokenizer.json").exists()
         self._set_up(model, AutoTokenizer.from_pretrained(checkpoint) if has_tokenizer else None, concurrency)
 

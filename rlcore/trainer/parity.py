@@ -50,7 +50,7 @@ def measure_parity(spec: ModelSpec, bridge: WeightBridge, checkpoint: Path, seed
     tokens_t = torch.randint(spec.vocab_size, (sum(LENGTHS),), generator=generator)
     with torch.no_grad():
         ours_tv = megatron_logits(spec, bridge, checkpoint, tokens_t, LENGTHS)
-        reference_tv, exact_tv = _transformers_logits(checkpoint, tokens_t)
+        reference_tv, exact_tv = _transformers_logits(spec, checkpoint, tokens_t)
     largest = exact_tv.abs().max()
     return Parity(
         max_rel_logit_diff=float((ours_tv - reference_tv).abs().max() / largest),
@@ -73,17 +73,23 @@ def megatron_logits(
     return (hidden_t1h[:, 0] @ output_weight(model).T).cpu()
 
 
-def _transformers_logits(checkpoint: Path, tokens_t: Tensor) -> tuple[Tensor, Tensor]:
+def _transformers_logits(spec: ModelSpec, checkpoint: Path, tokens_t: Tensor) -> tuple[Tensor, Tensor]:
     """Logits in fp32 and in float64."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+            checkpoint,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            # The other ways to multiply by experts know no float64.
+            experts_implementation="eager",
+            local_files_only=True,
         ).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise fail(str(checkpoint), f"transformers cannot load it: {error}") from error
+    spec.mend_transformers(model)
 
     def logits_tv() -> Tensor:
         parts = [model(part_l[None], use_cache=False).logits[0] for part_l in tokens_t.split(LENGTHS)]

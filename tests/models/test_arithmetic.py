@@ -18,3 +18,8 @@ def test_a_gated_mlp_has_three_matrices():
 def test_a_multiply_and_an_add_count_as_two():
     assert linear_flops(length=5, parameters=7) == 70
     assert causal_attention_flops(length=3, heads=2, head_dim=4) == 2 * 2 * (1 + 2 + 3) * 8
+
+
+def test_values_may_be_narrower_than_keys():
+    same = causal_attention_flops(length=3, heads=2, head_dim=4)
+    assert causal_attention_flops(length=3, heads=2, head_dim=6, value_dim=2) == same
