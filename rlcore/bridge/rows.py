@@ -45,7 +45,7 @@ def mixture_of_experts(hf: str, megatron: str, over: Over, *, experts: int) -> t
 
 
 def latent_attention(hf: str, megatron: str, over: Over) -> tuple[Map, ...]:
-    """Projections down to the latents, whole on every rank, and up from them by heads, with the latents' norms."""
+    """Projections down to the latents, whole on every rank; their norms; and up from them, split by heads."""
     down = {"q_a_proj": "linear_q_down_proj", "kv_a_proj_with_mqa": "linear_kv_down_proj"}
     up = {"q": "linear_q_up_proj", "kv": "linear_kv_up_proj"}
     return (

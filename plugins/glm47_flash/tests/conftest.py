@@ -1,0 +1,80 @@
+"""Checkpoints of random tiny GLM-4.7-Flash models, written by transformers, and Megatron ready to load them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from rlcore_glm47_flash.bridge import flash_bridge
+from rlcore_glm47_flash.spec import flash_spec
+
+from rlcore.config.schema import Parallel, Recompute
+from rlcore.models.hf_config import read_hf_config
+from rlcore.testing.tiny import tiny_checkpoint
+from rlcore.trainer.setup import process_groups
+
+CONFIG = {
+    "model_type": "glm4_moe_lite",
+    "vocab_size": 499,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "routed_scaling_factor": 1.8,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "eos_token_id": [1, 2],
+}
+
+
+@pytest.fixture
+def config():
+    """The content of a tiny model's config.json."""
+    return dict(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def megatron():
+    """Process groups of one process; built models need them."""
+    torch.set_num_threads(1)
+    with process_groups(Parallel(), seed=0):
+        yield
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path):
+    """Gives the folder of a random checkpoint; keywords change its config.json."""
+
+    def make(seed: int = 0, name: str = "checkpoint", **changes) -> Path:
+        folder = tmp_path / name
+        tiny_checkpoint(folder, {**CONFIG, **changes}, seed=seed, jitter=0.05)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def build(megatron):
+    """Gives spec, bridge and the stages of the Megatron model for a checkpoint folder, or for a config."""
+    from rlcore.models.build import build_model, transformer_config
+
+    def make(source, *, meta: bool = False):
+        spec = flash_spec(read_hf_config(source) if isinstance(source, Path) else source)
+        config = transformer_config(
+            spec, parallel=Parallel(), dtype=torch.float32, recompute=Recompute(), megatron_overrides={}
+        )
+        return spec, flash_bridge(spec), build_model(spec, config, meta=meta)
+
+    return make
