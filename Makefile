@@ -6,13 +6,14 @@ PLUGINS := plugins/glm4 plugins/rewards
 MODEL ?= glm4
 SEED ?= 1
 DEMO := runs/demo
+KILLS ?= 5
 # PARALLEL=tp2 is --set parallel.tp=2: two processes learn what one does.
 LAYOUT := $(shell echo $(PARALLEL) | sed -E 's/([a-z]+)([0-9]+)/--set parallel.\1=\2/')
 
-.PHONY: help setup demo test parity lint benchmark wheels clean
+.PHONY: help setup demo test parity test-kill lint benchmark wheels clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(VENV)/.installed  ## create .venv with rlcore, its plugins and all tools, editable
 
@@ -35,6 +36,10 @@ test: setup  ## the whole test suite
 # One thread a rank: up to eight of them share the cores.
 parity: setup  ## every parallel layout's gradient against one process's; writes runs/parity.json
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/parity/run.py
+
+test-kill: setup  ## kill -9 runs at random moments (KILLS=5) and resume them; resume every layout in every other
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/kill/kill.py $(KILLS)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/kill/reshard.py
 
 lint: setup  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -69,9 +69,9 @@ def take_reference(folder: Path, family: Family, lengths: Lengths) -> None:
     """In one process: make the family's checkpoint where there is none, and save the gradient of `lengths`."""
     layout = Layout("one process", lengths)
     initialize(Parallel(), SEED)
-    checkpoint = _checkpoint(folder, family)
+    checkpoint = checkpoint_of(folder, family)
     if not checkpoint.exists():
-        _write_random(checkpoint, family, layout)
+        write_random(checkpoint, family, layout)
     with choice_margins() as margins:
         measured = _measure(folder, family, layout)
     assert min(margins, default=1.0) > SMALLEST_MARGIN, f"{family.name}: an expert's choice is a near-tie"
@@ -98,7 +98,7 @@ def compare(folder: Path, family: Family, layout: Layout) -> Outcome | None:
     )
 
 
-def _checkpoint(folder: Path, family: Family) -> Path:
+def checkpoint_of(folder: Path, family: Family) -> Path:
     return folder / family.name
 
 
@@ -108,7 +108,7 @@ def _reference(folder: Path, family: Family, lengths: Lengths) -> Path:
 
 def _measure(folder: Path, family: Family, layout: Layout) -> Measured:
     spec = family.spec(layout)
-    checkpoint = _checkpoint(folder, family)
+    checkpoint = checkpoint_of(folder, family)
     bridge = family.make_bridge(spec)
     trainer = Trainer(
         spec,
@@ -120,11 +120,11 @@ def _measure(folder: Path, family: Family, layout: Layout) -> Measured:
     )
     trainer.prepare_optimizer(Optimizer(), total_steps=1)
     objective = PolicyObjective(clip.policy_loss(ClipOptions()), Algorithm(entropy_coefficient=0.01))
-    metrics = trainer.backward(_samples(layout.lengths, spec.vocab_size), objective)
+    metrics = trainer.backward(samples_of(layout.lengths, spec.vocab_size), objective)
     return Measured(whole_gradients(trainer._state.stages, bridge), metrics["grad_norm"], metrics["loss"])
 
 
-def _samples(lengths: Lengths, vocab_size: int) -> list[TrainSample]:
+def samples_of(lengths: Lengths, vocab_size: int) -> list[TrainSample]:
     generator = torch.Generator().manual_seed(SEED)
     return [_sample(prompt, response, vocab_size, generator) for prompt, response in lengths]
 
@@ -140,7 +140,7 @@ def _sample(prompt: int, response: int, vocab_size: int, generator: torch.Genera
     )
 
 
-def _write_random(checkpoint: Path, family: Family, layout: Layout) -> None:
+def write_random(checkpoint: Path, family: Family, layout: Layout) -> None:
     """Write a checkpoint of random weights as the bridge names and shapes them."""
     spec = family.spec(layout)
     config = transformer_config(

@@ -1,5 +1,7 @@
 import dataclasses
 import math
+import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from rlcore.config.schema import Algorithm, BadSteps, Optimizer
 from rlcore.config.training import KL
 from rlcore.errors import RlcoreError
 from rlcore.trainer.objectives import PolicyObjective, SftObjective
+from rlcore.trainer.trainer import Trainer
 
 LENGTHS = [(5, 9), (3, 17), (8, 4), (2, 30), (6, 12), (4, 1)]
 OPTIMIZER = Optimizer(lr=1e-3, warmup_steps=0)
@@ -176,6 +179,50 @@ def test_a_resumed_run_continues_bit_for_bit(make_trainer, make_samples, tmp_pat
     assert [resumed.train_step(batch, policy()) for batch in batches[2:]] == expected
     for (name, ours), (_, theirs) in zip(resumed.exporter, whole.exporter, strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def test_a_save_in_the_background_holds_what_was_there_when_it_began(make_trainer, make_samples, tmp_path):
+    first, second, third = (make_samples(LENGTHS, seed=seed) for seed in range(3))
+    trainer, resumed = make_trainer(), make_trainer()
+    for one in (trainer, resumed):
+        one.prepare_optimizer(OPTIMIZER, total_steps=9)
+    trainer.train_step(first, policy())
+    trainer.start_saving(tmp_path / "state")
+    expected = [trainer.train_step(batch, policy()) for batch in (second, third)]
+    trainer.finish_saving()
+    assert not trainer.is_saving()
+    assert resumed.load(tmp_path / "state")
+    assert [resumed.train_step(batch, policy()) for batch in (second, third)] == expected
+
+
+@contextmanager
+def files_of_at_most(size):
+    """What a full disk is like: writes past a size fail."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def in_background(trainer, folder):
+    trainer.start_saving(folder)
+    trainer.finish_saving()
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_save_that_finds_no_room_says_so_and_training_goes_on(
+    make_trainer, make_samples, tmp_path, background
+):
+    trainer = make_trainer()
+    trainer.prepare_optimizer(OPTIMIZER, total_steps=9)
+    trainer.train_step(make_samples(LENGTHS), policy())
+    save = in_background if background else Trainer.save
+    with files_of_at_most(100_000), pytest.raises(RlcoreError, match=r"rank 0 could not write.*\n.*make room"):
+        save(trainer, tmp_path / "state")
+    trainer.train_step(make_samples(LENGTHS), policy())
+    trainer.save(tmp_path / "room")
 
 
 def test_bfloat16_trains_like_float32(make_trainer, make_samples):
