@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from moe import MOE, moe_bridge, moe_spec
 from rlcore_glm4.plugin import glm4_bridge, glm4_spec
+from rlcore_glm47_flash.plugin import flash_bridge, flash_spec
 
 from rlcore.bridge.table import WeightBridge
 from rlcore.config.schema import Model, Parallel, Recipe
@@ -33,6 +34,28 @@ GLM4: Mapping[str, Any] = {
     "partial_rotary_factor": 0.5,
     "attention_bias": True,
     "tie_word_embeddings": False,
+}
+
+GLM47_FLASH: Mapping[str, Any] = {
+    "model_type": "glm4_moe_lite",
+    "vocab_size": 131,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "routed_scaling_factor": 1.8,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
 }
 
 
@@ -106,8 +129,20 @@ EXPERTS = (
     Layout("TP2xCP2xEP4"),
     Layout("TP2xETP2"),
 )
+LATENT_EXPERTS = (
+    Layout("TP2"),
+    Layout("PP2"),
+    Layout("PP2xVPP2"),
+    Layout("CP2"),
+    Layout("CP2", PACKED, "contiguous"),
+    Layout("EP2"),
+    Layout("TP2xEP2"),
+    Layout("TP2xPP2xEP2"),
+    Layout("CP2xEP2"),
+)
 
 FAMILIES = (
     Family("GLM-4", GLM4, glm4_spec, glm4_bridge, DENSE),
     Family("Megatron MoE", MOE, moe_spec, moe_bridge, EXPERTS),
+    Family("GLM-4.7-Flash", GLM47_FLASH, flash_spec, flash_bridge, LATENT_EXPERTS),
 )
