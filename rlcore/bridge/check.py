@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlcore.bridge.safetensors_io import SafetensorsFolder
 from rlcore.bridge.table import WeightBridge
@@ -40,6 +40,16 @@ def misfits(
                 yield _problem(source, hf, f"has shape {list(info.shape)}, the model needs {list(shape)}")
             if info.dtype not in DTYPES:
                 yield _problem(source, hf, f"has type {info.dtype}, which cannot be trained on")
+            elif _is_rounded(parameter, DTYPES[info.dtype]):
+                message = (
+                    f"has type {info.dtype}, but decides by small differences and must be {parameter.dtype}"
+                )
+                yield _problem(source, hf, message, "take it from the published checkpoint")
+
+
+def _is_rounded(tensor: Tensor, stored: torch.dtype) -> bool:
+    """Whether a buffer, such as a bias by which routers choose, was stored in a shorter type than its own."""
+    return not isinstance(tensor, nn.Parameter) and stored.itemsize < tensor.dtype.itemsize
 
 
 def surprising_types(source: SafetensorsFolder, announced: torch.dtype) -> Iterator[Problem]:

@@ -30,7 +30,7 @@ def gated_mlp(hf: str, megatron: str, over: Over, *, weight: str = "weight") -> 
 
 
 def mixture_of_experts(hf: str, megatron: str, over: Over, *, experts: int) -> tuple[Map, ...]:
-    """Router, its bias for choosing, the experts, and the one that all tokens take where there is one."""
+    """Router, its bias for choosing, the experts, and the one that all tokens take."""
     return (
         Map(f"{hf}gate.weight", f"{megatron}router.weight", over=over),
         Map(f"{hf}gate.e_score_correction_bias", f"{megatron}router.expert_bias", over=over),

@@ -55,6 +55,8 @@ class Experts:
         if normalised != (self.per_token > 1):
             message = f"norm_topk_prob {normalised} with num_experts_per_tok {self.per_token} is not supported"
             yield Problem("config.json", f"{message}: Megatron normalises the scores of several experts only")
+        if not self.shared_width:
+            yield Problem("config.json", "n_shared_experts 0 is not supported")
         if self.count % self.groups:
             yield Problem("config.json", f"n_group {self.groups} does not divide n_routed_experts {self.count}")
         if self.groups > 1 and self.per_token // self.chosen_groups != 2:
@@ -72,7 +74,7 @@ class Experts:
             "num_moe_experts": self.count,
             "moe_layer_freq": [int(kind == MOE) for kind in kinds],
             "moe_ffn_hidden_size": self.width,
-            "moe_shared_expert_intermediate_size": self.shared_width or None,
+            "moe_shared_expert_intermediate_size": self.shared_width,
             "moe_router_topk": self.per_token,
             "moe_router_topk_scaling_factor": self.scaling,
             "moe_router_score_function": "sigmoid",
