@@ -70,7 +70,9 @@ class RayGroup:
             raise self._lost(self._died(self._lives.index(ended[0])))
 
     def log_to(self, folder: Path) -> None:
-        ray.get([worker.log_to.remote(_log(folder, rank)) for rank, worker in enumerate(self._workers)])
+        moved = [worker.log_to.remote(_log(folder, rank)) for rank, worker in enumerate(self._workers)]
+        with suppress(RayActorError):  # the next call says which rank has ended
+            ray.get(moved)
         self._logs = folder
 
     def stall(self) -> Stall | None:
