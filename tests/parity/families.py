@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from moe import MOE, moe_bridge, moe_spec
 from rlcore_glm4.plugin import glm4_bridge, glm4_spec
+from rlcore_glm45.plugin import glm45_bridge, glm45_spec
 from rlcore_glm47_flash.plugin import flash_bridge, flash_spec
 
 from rlcore.bridge.table import WeightBridge
@@ -34,6 +35,18 @@ GLM4: Mapping[str, Any] = {
     "partial_rotary_factor": 0.5,
     "attention_bias": True,
     "tie_word_embeddings": False,
+}
+
+GLM45: Mapping[str, Any] = {
+    **GLM4,
+    "model_type": "glm4_moe",
+    "use_qk_norm": True,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "routed_scaling_factor": 2.5,
 }
 
 GLM47_FLASH: Mapping[str, Any] = {
@@ -129,7 +142,7 @@ EXPERTS = (
     Layout("TP2xCP2xEP4"),
     Layout("TP2xETP2"),
 )
-LATENT_EXPERTS = (
+PUBLISHED_EXPERTS = (
     Layout("TP2"),
     Layout("PP2"),
     Layout("PP2xVPP2"),
@@ -144,5 +157,6 @@ LATENT_EXPERTS = (
 FAMILIES = (
     Family("GLM-4", GLM4, glm4_spec, glm4_bridge, DENSE),
     Family("Megatron MoE", MOE, moe_spec, moe_bridge, EXPERTS),
-    Family("GLM-4.7-Flash", GLM47_FLASH, flash_spec, flash_bridge, LATENT_EXPERTS),
+    Family("GLM-4.5", GLM45, glm45_spec, glm45_bridge, PUBLISHED_EXPERTS),
+    Family("GLM-4.7-Flash", GLM47_FLASH, flash_spec, flash_bridge, PUBLISHED_EXPERTS),
 )
