@@ -1,12 +1,16 @@
-"""The architecture of a checkpoint: its config.json, or the preset that a plugin ships for a public model."""
+"""What a checkpoint says before it is read: its architecture, and whether a folder holds weights.
+
+The architecture is in its config.json, or in the preset that a plugin ships for a public model.
+"""
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlcore.errors import fail
+from rlcore.errors import Problem, fail
 from rlcore.registry import Catalog
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -23,6 +27,25 @@ class Architecture:
 def is_here(checkpoint: str) -> bool:
     """Whether a checkpoint is a folder of this machine."""
     return Path(checkpoint).expanduser().is_dir()
+
+
+def missing_weights(key: str, folder: Path, *, torch_dist_only: bool) -> Iterator[Problem]:
+    """One problem if the folder that `key` names holds no weights: torch_dist, or else Hugging Face format."""
+    folder = folder.expanduser()
+    files, kind = ["metadata.json"], "a torch_dist checkpoint"
+    if not torch_dist_only:
+        files, kind = [*files, "*.safetensors"], "a checkpoint"
+    if any(any(folder.glob(file)) for file in files):
+        return
+    if not folder.is_dir():
+        remedy = f"a path relative to {Path.cwd()}, or an absolute one"
+        yield Problem(key, f"there is no folder {str(folder)!r}", remedy)
+    else:
+        inside = next((str(path.parent) for file in files for path in sorted(folder.rglob(file))), "")
+        needs = " or ".join(files)
+        yield Problem(
+            key, f"{str(folder)!r} is not {kind}: it has no {needs}", inside or f"a folder with {needs}"
+        )
 
 
 def read_architecture(checkpoint: str, overrides: dict[str, Any], catalog: Catalog) -> Architecture:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlcore.config.checkpoint import is_here, read_architecture
+from rlcore.config.checkpoint import is_here, missing_weights, read_architecture
 from rlcore.config.fields import suggest
 from rlcore.config.load import LoadedRecipe, in_reading_order
 from rlcore.config.native import megatron_problems, sglang_problems
@@ -38,13 +38,13 @@ class Selection:
 def check(loaded: LoadedRecipe, catalog: Catalog) -> list[Problem]:
     """Return every problem of a recipe, those that were found while loading included.
 
-    Files of data may be missing where the checkpoint is too: such a recipe is planned here and run elsewhere.
+    Data and other weights may be missing where the checkpoint is too: such a recipe is run elsewhere.
     """
     problems = [*_plugin_problems(loaded, catalog), *_model_problems(loaded.recipe, catalog)]
     problems += native_problems(loaded.recipe)
     problems += operator_file_problems(loaded.recipe)
     if is_here(loaded.recipe.model.checkpoint):
-        problems += missing_data(loaded.recipe)
+        problems += [*missing_data(loaded.recipe), *missing_checkpoints(loaded.recipe)]
     fresh = [located(loaded, found) for found in problems if not loaded.is_broken(found.place)]
     return in_reading_order([*loaded.problems, *fresh])
 
@@ -126,6 +126,15 @@ def missing_data(recipe: Recipe) -> list[Problem]:
         if dataset
         for problem in _file_problems(f"{key}.path", Path(_SLICE.sub("", str(dataset.path))))
     ]
+
+
+def missing_checkpoints(recipe: Recipe) -> Iterator[Problem]:
+    """Check the checkpoints beside the model's own that training reads."""
+    load, reference = recipe.model.load, recipe.algorithm.kl.reference
+    if load:
+        yield from missing_weights("model.load", load, torch_dist_only=True)
+    if reference:
+        yield from missing_weights("algorithm.kl.reference", Path(reference), torch_dist_only=False)
 
 
 def operator_file_problems(recipe: Recipe) -> list[Problem]:

@@ -62,6 +62,3 @@ def _training(recipe: Recipe) -> Iterator[Unbuilt]:
     yield Unbuilt(
         "mtp.num_layers", mtp.num_layers > 0, "multi-token prediction in the trainer", "num_layers: 0"
     )
-    yield Unbuilt("model.load", recipe.model.load is not None, "loading torch_dist checkpoints", "leave it out")
-    reference = recipe.algorithm.kl.reference not in (None, recipe.model.checkpoint)
-    yield Unbuilt("algorithm.kl.reference", reference, "another reference checkpoint", "leave it out")

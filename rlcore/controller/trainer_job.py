@@ -61,7 +61,7 @@ class TrainerJob:
             bad_steps=recipe.train.bad_steps,
             temperature=self.temperature,
             log_probs_chunk=recipe.train.log_probs_chunk,
-            reference=Path(recipe.algorithm.kl.reference) if recipe.algorithm.kl.reference else None,
+            reference=Path(reference).expanduser() if (reference := recipe.algorithm.kl.reference) else None,
             seed=recipe.seed,
             enter=rank.enter,
         )

@@ -15,6 +15,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch.distributed.checkpoint.api import CheckpointException
 
 from rlcore.errors import fail
 from rlcore.models.forward import PolicyModel
@@ -44,11 +45,23 @@ def start_saving(state: TrainingState, folder: Path, *, snapshot: bool) -> State
     )
 
 
+def is_torch_dist(folder: Path) -> bool:
+    """Whether a folder is a checkpoint in this format."""
+    return bool(dist_checkpointing.check_is_distributed_checkpoint(str(folder)))
+
+
 def load_weights(stages: Sequence[PolicyModel], folder: Path) -> None:
-    """Read only the weights of a torch_dist checkpoint. Raises RlcoreError where `folder` holds none."""
-    if not dist_checkpointing.check_is_distributed_checkpoint(str(folder)):
-        raise fail("model.load", f"{folder} is no torch_dist checkpoint", "name a folder with a metadata.json")
-    _fill(stages, _load(_weights(stages), folder))
+    """Read only the weights. Raises RlcoreError where `folder` holds none, or those of another model."""
+    if not is_torch_dist(folder):
+        raise fail(str(folder), "is no torch_dist checkpoint", "name a folder with a metadata.json")
+    try:
+        _fill(stages, _load(_weights(stages), folder))
+    except (CheckpointException, AssertionError) as error:
+        # Megatron asserts shapes; torch's reader collects what each rank ran into.
+        failures = error.failures.values() if isinstance(error, CheckpointException) else [(error, None)]
+        cause, _ = next(iter(failures))
+        remedy = "a checkpoint that was trained from model.checkpoint"
+        raise fail(str(folder), f"does not fit the model: {cause}", remedy) from None
 
 
 def load_state(state: TrainingState, folder: Path, seed: int) -> bool:

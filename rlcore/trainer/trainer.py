@@ -34,7 +34,7 @@ from rlcore.models.spec import ModelSpec
 from rlcore.ranks import from_all_ranks
 from rlcore.trainer.batch import MicroBatch
 from rlcore.trainer.buckets import buckets
-from rlcore.trainer.checkpoint import load_state, load_weights, start_saving
+from rlcore.trainer.checkpoint import is_torch_dist, load_state, load_weights, start_saving
 from rlcore.trainer.guard import BadStepError
 from rlcore.trainer.metrics import Tally, Totals, summary, tally
 from rlcore.trainer.objectives import Objective
@@ -61,8 +61,8 @@ class Trainer:
     `megatron` holds fields of Megatron's transformer, DDP and optimizer configurations by their own names.
     `temperature` is the one that responses are sampled at; it divides the logits of every score, of which
     those of `log_probs_chunk` tokens exist at a time. `reference` is the checkpoint of the KL term's reference
-    policy, by default `checkpoint`. `enter` is told what the trainer does next. `exporter` iterates over the
-    current weights by their hub names.
+    policy, by default the one that training starts from. `enter` is told what the trainer does next. `exporter`
+    iterates over the current weights by their hub names.
     """
 
     def __init__(
@@ -93,7 +93,6 @@ class Trainer:
             megatron_overrides={k: v for k, v in self._megatron.items() if not is_training_field(k)},
         )
         self._bridge = bridge
-        self._reference_checkpoint = reference or checkpoint
         self._cost = spec.flops
         self._enter = enter
         self._seed = seed
@@ -112,10 +111,9 @@ class Trainer:
         self._writer: StateWriter | None = None
         self.stages = build_model(spec, self._config)
         self._source = checkpoint
-        if model.load is None:
-            load_hf(self.stages, bridge, checkpoint)
-        else:
-            load_weights(self.stages, model.load)
+        start = checkpoint if model.load is None else model.load.expanduser()
+        self._read(start)
+        self._reference_checkpoint = reference or start
         self._device = next(self.stages[0].parameters()).device
         self.exporter = Exporter(self.stages, bridge)
         self._leaving: Iterator[dict[str, torch.Tensor]] = iter(())
@@ -153,10 +151,17 @@ class Trainer:
         with self._reference.swapped_in():
             return self.log_probs(samples)
 
+    def _read(self, checkpoint: Path) -> None:
+        """Read weights, whichever of the two formats they are in."""
+        if is_torch_dist(checkpoint):
+            load_weights(self.stages, checkpoint)
+        else:
+            load_hf(self.stages, self._bridge, checkpoint)
+
     def _read_reference(self) -> HostWeights:
         own = HostWeights(self.stages)
         try:
-            load_hf(self.stages, self._bridge, self._reference_checkpoint)
+            self._read(self._reference_checkpoint)
             return HostWeights(self.stages)
         finally:
             own.restore()

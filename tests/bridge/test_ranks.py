@@ -1,4 +1,4 @@
-"""Checkpoints read and written by two ranks, against one process. Every layout runs once, in one program of about 10 s."""
+"""Checkpoints that two ranks read and write, against one process. About 10 s: every layout runs once."""
 
 import json
 import math

@@ -106,6 +106,32 @@ def test_an_empty_dataset_is_refused(problems, tmp_path):
     assert "'train.jsonl' is empty" in problem.message
 
 
+@pytest.mark.parametrize(
+    ("text", "message", "remedy"),
+    [
+        ("model: {load: gone}", "there is no folder 'gone'", "a path relative to"),
+        ("model: {load: model}", "'model' is not a torch_dist checkpoint", "a folder with metadata.json"),
+        ("model: {load: run}", "'run' is not a torch_dist checkpoint", "run/trainer"),
+        ("algorithm: {kl: {reference: gone}}", "there is no folder 'gone'", "a path relative to"),
+        ("algorithm: {kl: {reference: run}}", "'run' is not a checkpoint", "run/trainer"),
+    ],
+)
+def test_weights_beside_the_models_own_are_looked_for(problems, tmp_path, text, message, remedy):
+    (tmp_path / "run" / "trainer").mkdir(parents=True)
+    (tmp_path / "run" / "trainer" / "metadata.json").write_text("{}")
+    [problem] = problems(text)
+    assert message in problem.message
+    assert remedy in problem.remedy
+
+
+def test_the_reference_may_be_in_either_format(problems, tmp_path):
+    (tmp_path / "model" / "model.safetensors").touch()
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "metadata.json").write_text("{}")
+    assert problems("algorithm: {kl: {reference: model}}") == []
+    assert problems("algorithm: {kl: {reference: state}}\nmodel: {load: state}") == []
+
+
 def test_server_groups_may_lie_in_a_file_and_are_checked_there(problems, write):
     write("sglang:\n- server_groups: [{worker_type: prefill, num_gpus: 0}]", "servers.yaml")
     [problem] = problems("rollout: {sglang: {config: servers.yaml}}")

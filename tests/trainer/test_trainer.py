@@ -1,7 +1,5 @@
 import dataclasses
 import math
-import resource
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from rlcore.algorithms.losses import ClipOptions, clip
 from rlcore.config.schema import Algorithm, BadSteps, Optimizer
 from rlcore.config.training import KL
 from rlcore.errors import RlcoreError
+from rlcore.trainer.checkpoint import load_weights
 from rlcore.trainer.objectives import PolicyObjective, SftObjective
 from rlcore.trainer.trainer import Trainer
 
@@ -195,17 +194,6 @@ def test_a_save_in_the_background_holds_what_was_there_when_it_began(make_traine
     assert [resumed.train_step(batch, policy()) for batch in (second, third)] == expected
 
 
-@contextmanager
-def files_of_at_most(size):
-    """What a full disk is like: writes past a size fail."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def in_background(trainer, folder):
     trainer.start_saving(folder)
     trainer.finish_saving()
@@ -213,13 +201,13 @@ def in_background(trainer, folder):
 
 @pytest.mark.parametrize("background", [False, True])
 def test_a_save_that_finds_no_room_says_so_and_training_goes_on(
-    make_trainer, make_samples, tmp_path, background
+    make_trainer, make_samples, tmp_path, full_disk, background
 ):
     trainer = make_trainer()
     trainer.prepare_optimizer(OPTIMIZER, total_steps=9)
     trainer.train_step(make_samples(LENGTHS), policy())
     save = in_background if background else Trainer.save
-    with files_of_at_most(100_000), pytest.raises(RlcoreError, match=r"rank 0 could not write.*\n.*make room"):
+    with full_disk(100_000), pytest.raises(RlcoreError, match=r"rank 0 could not write.*\n.*make room"):
         save(trainer, tmp_path / "state")
     trainer.train_step(make_samples(LENGTHS), policy())
     trainer.save(tmp_path / "room")
@@ -295,7 +283,7 @@ def test_importance_weights_scale_the_loss(make_trainer, make_samples):
     assert metrics["logprob_gap/max"] == pytest.approx(math.log(3), rel=1e-4)
 
 
-def test_training_may_start_from_the_weights_of_a_saved_state(make_trainer, make_samples, checkpoint, tmp_path):
+def test_training_may_start_from_the_weights_of_a_saved_state(make_trainer, make_samples, tmp_path):
     samples = make_samples(LENGTHS)
     trained = make_trainer()
     trained.prepare_optimizer(Optimizer(lr=1e-2), total_steps=3)
@@ -304,8 +292,47 @@ def test_training_may_start_from_the_weights_of_a_saved_state(make_trainer, make
     started = make_trainer(load=tmp_path / "state")
     for (name, ours), (_, theirs) in zip(started.exporter, trained.exporter, strict=True):
         assert torch.equal(ours, theirs), name
-    with pytest.raises(RlcoreError, match=r"model\.load"):
-        make_trainer(load=checkpoint)
+
+
+def test_weights_of_another_model_are_refused(make_trainer, make_samples, tmp_path):
+    trained = make_trainer()
+    trained.prepare_optimizer(OPTIMIZER, total_steps=3)
+    trained.train_step(make_samples(LENGTHS), SftObjective())
+    trained.save(tmp_path / "state")
+    stages = make_trainer().stages
+    projection = stages[0].decoder.layers[0].mlp.linear_fc2
+    projection.weight = torch.nn.Parameter(projection.weight.detach()[:, :32].clone())
+    with pytest.raises(RlcoreError, match="does not fit the model"):
+        load_weights(stages, tmp_path / "state")
+
+
+@pytest.mark.parametrize("saved_as", ["torch_dist", "Hugging Face"])
+def test_the_reference_may_be_another_checkpoint(make_trainer, make_samples, tmp_path, saved_as):
+    samples = make_samples(LENGTHS)
+    other = make_trainer()
+    other.prepare_optimizer(Optimizer(lr=1e-2), total_steps=3)
+    other.train_step(samples, SftObjective())
+    (other.save if saved_as == "torch_dist" else other.save_hf)(tmp_path / "other")
+    trainer = make_trainer(reference=tmp_path / "other")
+    before = log_probs_of(trainer, samples)
+    reference = in_order(trainer.reference_log_probs(samples))
+    for ours, theirs in zip(reference, log_probs_of(other, samples), strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(log_probs_of(trainer, samples), before, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_training_that_starts_elsewhere_refers_to_where_it_started(make_trainer, make_samples, tmp_path):
+    samples = make_samples(LENGTHS)
+    trained = make_trainer()
+    trained.prepare_optimizer(Optimizer(lr=1e-2), total_steps=3)
+    trained.train_step(samples, SftObjective())
+    trained.save(tmp_path / "state")
+    started = make_trainer(load=tmp_path / "state")
+    for ours, theirs in zip(
+        in_order(started.reference_log_probs(samples)), log_probs_of(trained, samples), strict=True
+    ):
+        assert torch.equal(ours, theirs)
 
 
 def test_the_trained_model_opens_in_transformers(make_trainer, make_samples, tmp_path):
