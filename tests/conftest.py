@@ -1,10 +1,12 @@
-"""Distributions made for a test: fake ones of metadata and modules, and a real one that pip installs."""
+"""Distributions made for a test: fake ones of metadata and modules, and a real one that pip installs. A full disk."""
 
 import importlib
 import os
+import resource
 import subprocess
 import sys
 import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,19 @@ def outside_plugin(tmp_path_factory) -> Path:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", target, project], check=True)
     return target
+
+
+@pytest.fixture
+def full_disk():
+    """Within `full_disk(size)`, files end after `size` bytes: what is written past them fails."""
+
+    @contextmanager
+    def limit(size):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit

@@ -121,10 +121,14 @@ def _copy_to_host(tensors: Any) -> None:
 
 
 def _problem(folder: Path, error: Exception) -> Problem:
-    full = isinstance(error, OSError) and error.errno in _FULL
-    remedy = (
-        "make room, or keep fewer with checkpoints.keep_last; older checkpoints are as they were"
-        if full
-        else ""
-    )
-    return Problem(f"checkpoint {folder}", f"rank {dist.get_rank()} could not write: {error}", remedy)
+    cause = _cause(error)
+    full = isinstance(cause, OSError) and cause.errno in _FULL
+    remedy = "make room, or lower checkpoints.keep_last; earlier checkpoints are as they were" if full else ""
+    return Problem(f"checkpoint {folder}", f"rank {dist.get_rank()} could not write: {cause}", remedy)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the system said first: torch's writer then fails on its own, and says something else."""
+    while error.__context__:
+        error = error.__context__
+    return error

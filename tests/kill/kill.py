@@ -2,7 +2,8 @@
 
 `python tests/kill/kill.py [KILLS]` does so on one process, whose saves are waited for, and on two ranks, which
 save in the background. Victims (`kill -9` of the controller or of a rank) and moments (in a rollout, in
-training or in a save, plus a random delay) follow from a seed, which is printed. Exits with 1 where anything differs.
+training or in a save, plus a random delay) follow from a seed, which is printed. Exits with 1 where anything
+differs.
 """
 
 import os

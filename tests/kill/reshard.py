@@ -132,7 +132,7 @@ def main(names: Sequence[str]) -> int:
     good = []
     with tempfile.TemporaryDirectory() as folder:
         for family in FAMILIES:
-            chosen = [name for name in CHOSEN[family.name] if not names or name in names]
+            chosen = [name for name in CHOSEN.get(family.name, ()) if not names or name in names]
             if len(chosen) > 1:
                 good.append(try_family(Path(folder), family, [Layout(name) for name in chosen]))
     return 0 if all(good) else 1

@@ -102,3 +102,32 @@ def test_a_run_that_is_ended_at_any_moment_goes_on_as_if_it_never_was(world, sen
 
 def weights(world, name):
     return load_file(world.folder / name / "hf/model.safetensors")
+
+
+def test_a_run_that_saves_in_the_background_passes_over_a_torn_checkpoint_and_says_so(world, capsys):
+    saving = [f"checkpoints.{key}" for key in ("every=1", "keep_last=2", "asynchronous=true", "hf_every=2")]
+    world.train_only("whole", *saving)
+    world.train_only("run", *saving)
+    halfway = load_file(world.folder / "whole/hf-000002/model.safetensors")
+    assert halfway.keys() == weights(world, "whole").keys()
+    (torn,) = (world.folder / "run/checkpoints/step-000003/trainer").glob("*.distcp")
+    torn.write_bytes(torn.read_bytes()[:-100])
+    assert world.train_only("run", *saving, flags=["--resume"]) == 0
+    said = capsys.readouterr().out
+    assert f"skipped checkpoint: step-000003 is damaged: trainer/{torn.name} has" in said
+    assert "resuming after step 2" in said
+    assert world.rows("run") == world.rows("whole")
+    whole, again = weights(world, "whole"), weights(world, "run")
+    assert all(whole[name].equal(again[name]) for name in whole)
+
+
+def test_a_full_disk_ends_a_run_with_what_was_saved_before(world, capsys, full_disk):
+    world.train_only("run", "train.steps=1")
+    with full_disk(200_000):
+        assert world.train_only("run", "train.steps=2", flags=["--resume"]) == 1
+    message = capsys.readouterr().err
+    assert "make room" in message
+    assert "rlcore train --resume --run-dir" in message
+    assert [place.name for place in (world.folder / "run/checkpoints").iterdir()] == ["step-000001"]
+    assert world.train_only("run", "train.steps=2", flags=["--resume"]) == 0
+    assert steps(world, "run") == [1, 2]

@@ -1,0 +1,14 @@
+"""Checkpoints on two ranks. About 15 s; `make test-kill` moves states between all layouts."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+RESHARD = Path(__file__).parents[1] / "kill/reshard.py"
+
+
+def test_states_of_one_layout_go_on_in_another_and_come_back_as_they_were():
+    program = [sys.executable, "-W", "ignore", RESHARD, "DP1", "PP2xVPP2", "EP2"]
+    done = subprocess.run(program, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stdout
+    assert len(done.stdout.splitlines()) == 4
