@@ -23,7 +23,7 @@ def rewrite(folder, change):
 
 
 def add_draft_layer(tensors):
-    """Add what transformers drops: one more layer with norms and a projection of its own, and repeated tables."""
+    """Add what transformers drops: a further layer, norms and a projection of its own, and repeated tables."""
     last, draft = "model.layers.2.", "model.layers.3."
     copies = {
         draft + name.removeprefix(last): t.clone() for name, t in tensors.items() if name.startswith(last)
