@@ -83,6 +83,12 @@ def test_each_group_holds_its_queries_then_its_key_then_its_value():
     assert packed[:, 0].tolist() == [0, 1, 10, 20, 2, 3, 11, 21]
 
 
+def test_more_ranks_than_groups_share_the_rows_equally():
+    q, k, v = numbered(4, 1), numbered(2, 1) + 10, numbered(2, 1) + 20
+    ranks = parts(PackedQKV(heads=2, groups=1, head_dim=2), [q, k, v], (8, 1), tp=4)
+    assert [rank[:, 0].tolist() for rank in ranks] == [[0, 1], [2, 3], [10, 11], [20, 21]]
+
+
 def test_each_rank_holds_its_part_of_gate_and_up():
     gate, up = numbered(4, 1), numbered(4, 1) + 10
     ranks = parts(Gated(), [gate, up], (8, 1), tp=2)
