@@ -1,4 +1,4 @@
-"""Distributions made for a test: fake ones of metadata and modules, and a real one that pip installs. A full disk."""
+"""Distributions made for a test: fake ones of metadata and modules, a real one of pip's; and a full disk."""
 
 import importlib
 import os

@@ -116,7 +116,8 @@ class StateWriter:
 
 def _copy_to_host(tensors: Any) -> None:
     for part in nested_values(tensors):
-        if isinstance(part, ShardedTensor):
+        # Optimizer states are copies as they come: Megatron gathers them from the ranks that own them.
+        if isinstance(part, ShardedTensor) and not part.key.startswith("optimizer."):
             part.data = part.data.detach().to("cpu", copy=True)
 
 
