@@ -210,7 +210,7 @@ class _ScoreTokens(torch.autograd.Function):
         hidden_th, weight_vh, targets_t, normalizer_t, entropy_t, kept_tv = ctx.saved_tensors
         tiling: _Tiling = ctx.tiling
         hidden_grad_th = torch.zeros_like(hidden_th, dtype=_wide(hidden_th))
-        weight_grad_vh = torch.zeros_like(weight_vh)
+        weight_grad_vh = torch.zeros_like(weight_vh) if ctx.needs_input_grad[1] else None
         for rows in tiling.row_slices():
             tile_grad_vh = None
             for tokens in tiling.token_slices():
@@ -233,9 +233,11 @@ class _ScoreTokens(torch.autograd.Function):
                     logits_grad_tv.div_(ctx.temperature)
                 logits_grad_tv = logits_grad_tv.to(weight_vh.dtype)
                 hidden_grad_th[tokens] += logits_grad_tv @ weight_vh[rows]
+                if weight_grad_vh is None:
+                    continue
                 part_vh = (logits_grad_tv.t() @ hidden_th[tokens]).to(hidden_grad_th.dtype)
                 tile_grad_vh = part_vh if tile_grad_vh is None else tile_grad_vh.add_(part_vh)
-            if tile_grad_vh is not None:
+            if weight_grad_vh is not None and tile_grad_vh is not None:
                 weight_grad_vh[rows] = tile_grad_vh
         return hidden_grad_th.to(hidden_th.dtype), weight_grad_vh, None, None, None, None, None
 

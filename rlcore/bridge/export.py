@@ -4,6 +4,7 @@ Parts that are spread over ranks come together on rank 0, one parameter at a tim
 """
 
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -119,12 +120,17 @@ def _like(
     original: SafetensorsFolder, tensors: Iterator[tuple[str, Tensor]], bridge: WeightBridge
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor that the source checkpoint has and someone needs, in the source's types."""
-    repeats = {of: name for name, of in bridge.derived.items() if name in original.tensors}
+    repeats = defaultdict(list)
+    for name, of in bridge.derived.items():
+        if name in original.tensors:
+            repeats[of].append(name)
+    written = set()
     for name, tensor in tensors:
+        written.add(name)
         converted = tensor.to(DTYPES[original.tensors[name].dtype]) if name in original.tensors else tensor
         yield name, converted
-        if name in repeats:
-            yield repeats[name], converted.clone()
+        for repeat in repeats[name]:
+            yield repeat, converted.clone()
     for name in original.tensors:
-        if bridge.passes_through(name):
+        if name not in written and bridge.passes_through(name):
             yield name, original.tensor(name)

@@ -18,13 +18,17 @@ Over = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class Map:
-    """These tensors of the checkpoint make this parameter. `optional`: both sides may lack them."""
+    """These tensors of the checkpoint make this parameter. `optional`: both sides may lack them.
+
+    `kept`: a model may be built without the parameter; its tensors then pass through.
+    """
 
     hf: str | tuple[str, ...]
     megatron: str
     transform: Transform = field(default_factory=Replicated)
     over: Over = field(default_factory=dict)
     optional: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Entry:
     megatron: str
     transform: Transform
     optional: bool
+    kept: bool
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,9 @@ class WeightBridge:
         }
 
     def passes_through(self, name: str) -> bool:
-        return self._matches(PassThrough, name)
+        """Whether an export takes this tensor from the source checkpoint unless the model gives it."""
+        entry = self.by_hf.get(name)
+        return entry.kept if entry else self._matches(PassThrough, name)
 
     def ignores(self, name: str) -> bool:
         return self._matches(Ignore, name)
@@ -121,7 +128,7 @@ class WeightBridge:
     def coverage(self, hf_names: Iterable[str], megatron_names: Iterable[str]) -> Coverage:
         """Compare a checkpoint's tensor names and a whole model's parameter names with the table."""
         hf, megatron = set(hf_names), set(megatron_names)
-        needed = {entry.megatron for entry in self.entries if not entry.optional}
+        needed = {entry.megatron for entry in self.entries if not (entry.optional or entry.kept)}
         return Coverage(
             {name: reason for name in sorted(hf) if (reason := self._why_unmapped_hf(name, megatron))},
             {
@@ -133,7 +140,8 @@ class WeightBridge:
 
     def _why_unmapped_hf(self, name: str, megatron: set[str]) -> str:
         if entry := self.by_hf.get(name):
-            return "" if entry.megatron in megatron else f"belongs to {entry.megatron}, which the model lacks"
+            has_place = entry.kept or entry.megatron in megatron
+            return "" if has_place else f"belongs to {entry.megatron}, which the model lacks"
         if name in self.derived or self.passes_through(name) or self.ignores(name):
             return ""
         return "is in the checkpoint, but no row of the bridge claims it"
@@ -152,7 +160,7 @@ def _entries(row: Map) -> Iterator[Entry]:
     sources = (row.hf,) if isinstance(row.hf, str) else row.hf
     for index in _indices(row.over):
         hf = tuple(name.format(**index) for name in sources)
-        yield Entry(hf, row.megatron.format(**index), row.transform, row.optional)
+        yield Entry(hf, row.megatron.format(**index), row.transform, row.optional, row.kept)
 
 
 def _indices(over: Over) -> Iterator[dict[str, int]]:

@@ -54,6 +54,7 @@ class TrainerJob:
             self.checkpoint,
             model=recipe.model,
             parallel=recipe.parallel,
+            mtp=recipe.mtp,
             recompute=recipe.recompute,
             megatron=recipe.megatron,
             max_tokens_per_gpu=recipe.train.max_tokens_per_gpu,

@@ -11,7 +11,7 @@ from rlcore.config.load import LoadedRecipe
 from rlcore.config.schema import Recipe
 from rlcore.errors import Problem, RlcoreError, raise_if_any
 from rlcore.layout.plan import Layout, layout_of, layout_problems
-from rlcore.layout.rules import model_problems
+from rlcore.layout.rules import model_problems, mtp_problems
 from rlcore.protocols import LayoutValidator
 from rlcore.registry import Catalog
 
@@ -35,13 +35,16 @@ class Placed:
     def relative_costs(self, length: int) -> list[float]:
         """FLOPs of each pipeline rank for sequences of `length` tokens, as multiples of their mean.
 
-        The output layer counts for the last rank: a pipeline is as slow as its slowest rank.
+        The last rank has the MTP layers, and the output layer once more for each: a pipeline is as slow as its
+        slowest rank.
         """
         flops = [
             sum(self.spec.layers[layer].flops(length) for chunk in chunks for layer in chunk)
             for chunks in self.layout.stages
         ]
-        flops[-1] += 2.0 * length * self.spec.hidden_size * self.spec.vocab_size
+        mtp_layers = self.spec.mtp_layers[: self.layout.mtp_layers]
+        flops[-1] += sum(layer.flops(length) for layer in mtp_layers)
+        flops[-1] += (1 + len(mtp_layers)) * 2.0 * length * self.spec.hidden_size * self.spec.vocab_size
         mean = sum(flops) / len(flops)
         return [each / mean for each in flops]
 
@@ -59,7 +62,8 @@ class Placeable:
         The rules of plugins are asked about a layout that breaks none of the others.
         """
         layers = len(self.spec.layers)
-        raise_if_any([*layout_problems(recipe, layers), *model_problems(recipe.parallel, self.spec)])
+        misfits = [*model_problems(recipe.parallel, self.spec), *mtp_problems(recipe, self.spec)]
+        raise_if_any([*layout_problems(recipe, layers), *misfits])
         layout = layout_of(recipe, layers)
         own = [problem for validator in self.validators for problem in validator.validate(layout)]
         raise_if_any([*_forbidden_starts(self.spec, layout), *own])

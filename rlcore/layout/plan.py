@@ -17,7 +17,7 @@ class Layout:
     """Parallel sizes of a run. `stages[p][v]` holds the layers (from 0) of pipeline rank p, chunk v.
 
     The embedding is before the first chunk and the loss after the last; `mtp_rank` is the pipeline rank whose
-    last chunk ends with the MTP layers.
+    last chunk ends with the `mtp_layers` MTP layers.
     """
 
     world_size: int
@@ -29,6 +29,7 @@ class Layout:
     vpp: int = 1
     stages: Stages
     mtp_rank: int | None = None
+    mtp_layers: int = 0
 
     @property
     def dp(self) -> int:
@@ -62,6 +63,7 @@ def layout_of(recipe: Recipe, layers: int) -> Layout:
         vpp=chunks_per_rank(parallel),
         stages=split_layers(parallel, layers),
         mtp_rank=mtp_rank(parallel, recipe.mtp.num_layers),
+        mtp_layers=recipe.mtp.num_layers,
     )
 
 

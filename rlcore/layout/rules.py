@@ -6,7 +6,7 @@ The rules are those of Megatron 0.16.1, read from the fields of its TransformerC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlcore.config.schema import Parallel
+from rlcore.config.schema import Parallel, Recipe
 from rlcore.errors import Problem
 from rlcore.layout.plan import expert_sizes
 
@@ -39,6 +39,17 @@ def model_problems(parallel: Parallel, spec: "ModelSpec") -> Iterator[Problem]:
         sizes = ", ".join(str(size) for size in range(1, experts + 1) if experts % size == 0)
         yield Problem("parallel.ep", f"{ep} does not divide the {experts} experts", f"one of {sizes}")
     yield from _split("parallel.tp" if ep == 1 else "parallel.etp", etp, fields, _expert_misfits)
+
+
+def mtp_problems(recipe: Recipe, spec: "ModelSpec") -> Iterator[Problem]:
+    """Check that the model has the MTP layers that the recipe wants, and room for them in its pipeline."""
+    wanted, held = recipe.mtp.num_layers, len(spec.mtp_layers)
+    if wanted > held:
+        message = f"the model has {held or 'no'} MTP layer{'s' if held != 1 else ''}, by its config.json"
+        yield Problem("mtp.num_layers", message, f"num_layers: {held}")
+    if wanted and spec.tied_embeddings and recipe.parallel.pp > 1:
+        message = "Megatron cannot tie the output layer to an embedding of another stage beside MTP layers"
+        yield Problem("mtp.num_layers", message, "parallel.pp: 1, or num_layers: 0")
 
 
 def _split(

@@ -49,13 +49,8 @@ def split_layers(parallel: Parallel, layers: int) -> Stages:
 
 
 def mtp_rank(parallel: Parallel, mtp_layers: int) -> int | None:
-    """Return the pipeline rank whose last chunk ends with the MTP layers; None without any."""
-    if not mtp_layers:
-        return None
-    if parallel.pipeline_layout is None:
-        return parallel.pp - 1
-    chunks = written_out(parallel.pipeline_layout)
-    return next(index for index, chunk in enumerate(chunks) if "m" in chunk) % parallel.pp
+    """Return the pipeline rank that has the MTP layers, the last one; None without any."""
+    return parallel.pp - 1 if mtp_layers else None
 
 
 def _chunk_sizes(parallel: Parallel, layers: int) -> list[int]:
@@ -133,8 +128,7 @@ def _free_form_problems(parallel: Parallel, layers: int, mtp_layers: int) -> Ite
         message = "the embedding is not first, or the loss not last"
         yield Problem(_PLACE, message, "E at the beginning, L at the end")
     yield from _chunk_problems(parallel, chunks)
-    if "m" in letters:
-        yield from _mtp_problems(parallel, chunks)
+    yield from _mtp_problems(chunks)
 
 
 def _chunk_problems(parallel: Parallel, chunks: list[str]) -> Iterator[Problem]:
@@ -146,11 +140,12 @@ def _chunk_problems(parallel: Parallel, chunks: list[str]) -> Iterator[Problem]:
         yield Problem("parallel.vpp", message, f"vpp: {count // pp}, or leave it out")
 
 
-def _mtp_problems(parallel: Parallel, chunks: list[str]) -> Iterator[Problem]:
-    """MTP layers follow all layers and share a chunk, the last of its rank: so Megatron builds them."""
-    holders = [index for index, chunk in enumerate(chunks) if "m" in chunk]
+def _mtp_problems(chunks: list[str]) -> Iterator[Problem]:
+    """MTP layers lead from final hidden states to the output layer: after all layers, in the last chunk."""
     letters = "".join(chunks)
+    if "m" not in letters:
+        return
     if letters.rfind("t") > letters.find("m"):
         yield Problem(_PLACE, "an MTP layer comes before a layer", "m after every t")
-    if len(holders) > 1 or holders[0] < len(chunks) - parallel.pp:
-        yield Problem(_PLACE, "MTP layers share one chunk, the last of its rank", "m beside L")
+    elif any("m" in chunk for chunk in chunks[:-1]):
+        yield Problem(_PLACE, "an MTP layer is not in the last stage, where its loss is", "m beside L")

@@ -1,6 +1,7 @@
 """Builds this rank's part of a model: one PolicyModel per virtual pipeline stage, weights not yet filled in."""
 
 import copy
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,12 +14,14 @@ from megatron.core.tensor_parallel.layers import (
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from rlcore.models.attention import PackedAttention
 from rlcore.models.config import transformer_config
 from rlcore.models.forward import PolicyModel
+from rlcore.models.layers import last_decoder_layer
+from rlcore.models.mtp import mtp_block
 from rlcore.models.spec import ModelSpec
 
 __all__ = ["build_model", "padded_vocab_size", "transformer_config"]
@@ -44,9 +47,11 @@ def build_model(spec: ModelSpec, config: TransformerConfig, *, meta: bool = Fals
 
 def _stage(spec: ModelSpec, config: TransformerConfig, vp_stage: int | None) -> PolicyModel:
     ends: dict[str, Any] = {"ignore_virtual": False, "vp_stage": vp_stage}
-    block = spec.layer_specs(config, vp_stage)
+    block, mtp_layer = spec.layer_specs(config, vp_stage), None
+    if config.mtp_num_layers and parallel_state.is_pipeline_last_stage(**ends):
+        mtp_layer = (spec.mtp_layer_spec or last_decoder_layer)(config)
     if spec.cp_layout == "contiguous" and config.context_parallel_size > 1:
-        _attend_in_plain_torch(block)
+        _attend_in_plain_torch([*block.layer_specs, *([mtp_layer] if mtp_layer else [])])
     stage = PolicyModel(
         config,
         block,
@@ -55,6 +60,7 @@ def _stage(spec: ModelSpec, config: TransformerConfig, vp_stage: int | None) -> 
         pre_process=parallel_state.is_pipeline_first_stage(**ends),
         post_process=parallel_state.is_pipeline_last_stage(**ends),
         share_embeddings_and_output_weights=spec.tied_embeddings,
+        mtp_block_spec=mtp_layer and mtp_block(mtp_layer, config.mtp_num_layers),
         vp_stage=vp_stage,
         **spec.model_args,
     )
@@ -62,10 +68,10 @@ def _stage(spec: ModelSpec, config: TransformerConfig, vp_stage: int | None) -> 
     return stage
 
 
-def _attend_in_plain_torch(block: TransformerBlockSubmodules) -> None:
+def _attend_in_plain_torch(layers: Iterable[ModuleSpec]) -> None:
     """Replace the usual core attention: TransformerEngine's knows no context-parallel layout but zigzag."""
     usual = gpt_layer_specs.TESpecProvider().core_attention()
-    for layer in block.layer_specs:
+    for layer in layers:
         parts = layer.submodules.self_attention.submodules
         if parts.core_attention is usual:
             parts.core_attention = PackedAttention

@@ -43,8 +43,9 @@ def transformer_config(
     dtype: torch.dtype,
     recompute: Recompute,
     megatron_overrides: Mapping[str, Any],
+    mtp_layers: int = 0,
 ) -> TransformerConfig:
-    """Build the configuration of one rank's model.
+    """Build the configuration of one rank's model, with `mtp_layers` of the model's MTP layers.
 
     `megatron_overrides` are fields of TransformerConfig from the recipe's `megatron:`. Raises RlcoreError
     for every one that does not exist, and for those that belong to another recipe key or to the model.
@@ -62,6 +63,7 @@ def transformer_config(
         **_parallel_fields(parallel),
         **_dtype_fields(dtype),
         **_recompute_fields(recompute),
+        "mtp_num_layers": mtp_layers or None,
         **_FIXED,
         "use_cpu_initialization": not torch.cuda.is_available(),
         **megatron_overrides,

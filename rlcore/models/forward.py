@@ -20,6 +20,9 @@ class PolicyModel(GPTModel):
     def __init__(self, *args: Any, true_vocab_size: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.true_vocab_size = true_vocab_size
+        if self.mtp_process and not self.pre_process:
+            # MTP layers never train the embedding: what they look up here is a copy of the first stage's.
+            self.embedding.requires_grad_(False)
 
     def _postprocess(self, hidden_states: Tensor, **_: Any) -> Tensor:
         return hidden_states
@@ -33,6 +36,36 @@ def forward_hidden(model: nn.Module, tokens_1t: Tensor, sequences: PackedSequenc
     rank's t / tp of them.
     """
     return model(tokens_1t, sequences.position_ids, None, packed_seq_params=sequences)
+
+
+def forward_mtp(
+    model: nn.Module, hidden_s1h: Tensor, tokens_1s: Tensor, sequences: PackedSequences
+) -> list[Tensor]:
+    """Run the MTP layers of the last stage on what `forward_hidden` gave; return the hidden states of each.
+
+    Row i of the k-th (from 0) predicts, times the output weight, the token k + 2 places on. No gradient reaches
+    `hidden_s1h` or the embedding. A model without MTP layers gives an empty list.
+    """
+    policy = unwrap(model)
+    if not policy.mtp_process:
+        return []
+    # Recomputed layers have a gradient only where an input asks for one.
+    hidden_s1h = hidden_s1h.detach().requires_grad_()
+    positions = sequences.position_ids
+    rotary = policy._preprocess(tokens_1s, positions, hidden_s1h, packed_seq_params=sequences)[1]
+    found = []
+    for layer in policy.mtp.layers:
+        hidden_s1h, tokens_1s, _ = layer(
+            tokens_1s,
+            positions,
+            hidden_s1h,
+            None,
+            rotary_pos_emb=rotary,
+            packed_seq_params=sequences,
+            embedding=policy.embedding,
+        )
+        found.append(hidden_s1h)
+    return found
 
 
 def output_weight(model: nn.Module) -> Tensor:

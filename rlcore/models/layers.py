@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
@@ -18,6 +19,11 @@ def decoder_block(
     for spec in block.layer_specs:
         spec.module = layer
     return block
+
+
+def last_decoder_layer(config: TransformerConfig) -> ModuleSpec:
+    """Megatron's own spec of the model's last layer, on whichever stage it is."""
+    return gpt_layer_specs.get_gpt_decoder_layer_specs(config, use_transformer_engine=True)[-1]
 
 
 class SandwichNormLayer(TransformerLayer):

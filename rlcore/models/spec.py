@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
     from megatron.core.transformer.transformer_config import TransformerConfig
     from transformers import PreTrainedModel
@@ -37,6 +38,10 @@ class ModelSpec:
     MLATransformerConfig when `latent_attention`), `model_args` those of GPTModel. Parallel sizes, dtypes
     and recomputation are the core's to add; a spec that sets one is refused.
 
+    `mtp_layers` are the checkpoint's multi-token prediction (MTP) layers, each with its norms and projection;
+    embedding and output layer are the model's own. `mtp_layer_spec` describes the transformer layer inside
+    them, by default one like the model's last.
+
     `mend_transformers` changes transformers' model in place where it does not compute what the published model
     was trained to: whoever runs transformers for this family calls it after loading.
     """
@@ -52,11 +57,13 @@ class ModelSpec:
     cp_layout: Literal["zigzag", "contiguous"] = "zigzag"
     latent_attention: bool = False
     tied_embeddings: bool = False
+    mtp_layers: tuple[LayerInfo, ...] = ()
+    mtp_layer_spec: "Callable[[TransformerConfig], ModuleSpec] | None" = None
     mend_transformers: "Callable[[PreTrainedModel], None]" = lambda model: None
 
     @property
     def parameters(self) -> int:
-        """Elements in all weights: layers, embedding, final norm and output layer."""
+        """Elements in all weights but those of MTP layers: layers, embedding, final norm and output layer."""
         tables = 1 if self.tied_embeddings else 2
         return sum(layer.parameters for layer in self.layers) + self.hidden_size * (
             tables * self.vocab_size + 1

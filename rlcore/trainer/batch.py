@@ -16,11 +16,21 @@ from rlcore.models.context_parallel import ContextSplit, pad
 
 
 @dataclass(frozen=True, slots=True)
+class Drafted:
+    """Response tokens `drafted_l` (of the t) that this rank predicts, from its rows `predict_l` (of the s)."""
+
+    drafted_l: torch.Tensor
+    predict_l: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
     """Packed samples as tensors. The hidden state at `predict_l` (a row of the s) predicts `local_targets_l`.
 
     `local_l` says which response tokens those are, None where they are all. `indices` say which samples of the
-    step these are; `weight_t` is each token's share in the step's loss.
+    step these are; `weight_t` is each token's share in the step's loss. `predict_t` and `past_t`, on the host,
+    say where among the tokens of all context-parallel ranks each response token is predicted, and how many of
+    its sample stand before that place.
     """
 
     indices: tuple[int, ...]
@@ -29,6 +39,8 @@ class MicroBatch:
     tokens_s: torch.Tensor
     predict_l: torch.Tensor
     local_l: torch.Tensor | None
+    predict_t: torch.Tensor
+    past_t: torch.Tensor
     targets_t: torch.Tensor
     sample_t: torch.Tensor
     loss_mask_t: torch.Tensor
@@ -42,6 +54,14 @@ class MicroBatch:
     @property
     def local_targets_l(self) -> torch.Tensor:
         return self.targets_t if self.local_l is None else self.targets_t[self.local_l]
+
+    def drafted(self, further: int) -> Drafted:
+        """Find the tokens to be predicted from `further` places before the usual one, in the same sample."""
+        far_t = (self.past_t >= further).nonzero()[:, 0]
+        places_t = self.predict_t[far_t] - further
+        local_l, predict_l = self.sequences.cp.local(places_t, self.sequences.lengths)
+        device = self.targets_t.device
+        return Drafted((far_t if local_l is None else far_t[local_l]).to(device), predict_l.to(device))
 
 
 def micro_batch(
@@ -75,6 +95,8 @@ def micro_batch(
         tokens_s=sequences.cp.split(tokens_w, sequences.lengths).to(device),
         predict_l=predict_l.to(device),
         local_l=None if local_l is None else local_l.to(device),
+        predict_t=predict_t,
+        past_t=predict_t - starts.repeat_interleave(responses),
         targets_t=tokens_w[predict_t + 1].to(device),
         sample_t=torch.arange(len(members)).repeat_interleave(responses).to(device),
         loss_mask_t=_joined(members, lambda sample: sample.loss_mask, device),

@@ -9,6 +9,7 @@ import torch
 
 from rlcore.algorithms.logprob import TokenScores
 from rlcore.trainer.batch import MicroBatch
+from rlcore.trainer.drafts import Drafts, rates
 from rlcore.trainer.objectives import TokenLoss
 
 
@@ -60,7 +61,7 @@ def _nan_above_all(value: float) -> float:
 
 
 @torch.no_grad()
-def tally(scores: TokenScores, loss: TokenLoss, batch: MicroBatch) -> Tally:
+def tally(scores: TokenScores, loss: TokenLoss, batch: MicroBatch, drafts: Drafts | None = None) -> Tally:
     """What one micro-batch adds to the step. Per-token metrics count by the token's share in the loss."""
     weight_t = batch.weight_t
     sums = {name: (weight_t * value_t).sum() for name, value_t in loss.metrics_t.items()}
@@ -70,6 +71,8 @@ def tally(scores: TokenScores, loss: TokenLoss, batch: MicroBatch) -> Tally:
         "tokens": batch.loss_mask_t.sum(),
     }
     maxima = {}
+    if drafts is not None:
+        sums |= drafts.sums(scores.log_probs_t, weight_t, batch.loss_mask_t)
     if batch.old_log_probs_t is not None:
         ratio_t = (scores.log_probs_t - batch.old_log_probs_t).exp()
         maxima["ratio_max"] = (ratio_t * batch.loss_mask_t).max()
@@ -89,5 +92,8 @@ def summary(totals: Totals) -> dict[str, float]:
     found = {"loss": sums.pop("loss"), "tokens": tokens}
     if "gap" in sums:
         found["logprob_gap/mean"] = sums.pop("gap") / max(sums.pop("fresh"), 1.0)
+    if "mtp/drafted" in sums:
+        own = {name: sums.pop(name) for name in list(sums) if name.startswith("mtp/")}
+        found |= rates(own)
     found |= {name: value / weight if weight else 0.0 for name, value in sums.items()}
     return found | dict(totals.maxima)

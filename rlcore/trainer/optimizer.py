@@ -24,6 +24,7 @@ from rlcore.config.native import megatron_problems
 from rlcore.config.schema import BadSteps, Optimizer
 from rlcore.errors import Problem, fail, raise_if_any
 from rlcore.models.forward import PolicyModel
+from rlcore.models.mtp import refresh_embedding
 from rlcore.trainer.guard import StepGuard
 
 # Gradients of micro-batches add up in float32, whatever the model computes in. Weights are whole when a step
@@ -94,6 +95,7 @@ class TrainingState:
                 decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
                 clip_grad_by_total_norm_fp32(part.get_parameters(), self._clip, gradient_norm, decoupled)
         self.optimizer.step_with_ready_grads()
+        refresh_embedding([stage.module for stage in self.stages])
         if self._config.moe_router_enable_expert_bias:
             _update_router_expert_bias(self.stages, self._config)
         self.schedule.step(increment=1)
@@ -102,13 +104,15 @@ class TrainingState:
 def _finalize(stages: list[torch.nn.Module], num_tokens: torch.Tensor | None = None, **kwargs: Any) -> None:
     """Sum gradients over ranks; the normalisation is in the token weights, so none is left to do here.
 
-    Megatron would move routers' expert biases as well, before anyone knows whether the step will be taken.
+    Megatron would move routers' expert biases as well, before anyone knows whether the step will be taken, and
+    add up gradients of the embedding and of its copy beside MTP layers, which has none.
     """
     config = stages[0].config
-    has_bias = config.moe_router_enable_expert_bias
-    config.moe_router_enable_expert_bias = False
+    hidden = {"moe_router_enable_expert_bias": False, "mtp_num_layers": None}
+    own = {name: getattr(config, name) for name in hidden}
+    vars(config).update(hidden)
     finalize_model_grads(stages, None, **kwargs)
-    config.moe_router_enable_expert_bias = has_bias
+    vars(config).update(own)
 
 
 def _optimizer_fields(config: TransformerConfig, settings: Optimizer) -> dict[str, Any]:

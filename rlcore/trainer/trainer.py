@@ -17,19 +17,18 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
-from rlcore.algorithms.logprob import Entropy, TokenScores, score_tokens
 from rlcore.algorithms.reduction import token_weights
 from rlcore.bridge.export import Exporter, save_hf
 from rlcore.bridge.load import load_hf
 from rlcore.bridge.table import WeightBridge
-from rlcore.config.schema import BadSteps, Model, Optimizer, Parallel, Recompute
+from rlcore.config.schema import MTP, BadSteps, Model, Optimizer, Parallel, Recompute
 from rlcore.data.train_sample import TrainSample
 from rlcore.errors import Problem, raise_if_any
 from rlcore.models.build import build_model, transformer_config
-from rlcore.models.context_parallel import ContextSplit, whole_scores
-from rlcore.models.forward import forward_hidden, output_weight, vocabulary_start
+from rlcore.models.context_parallel import ContextSplit
+from rlcore.models.forward import forward_hidden
+from rlcore.models.mtp import freeze_mtp
 from rlcore.models.spec import ModelSpec
 from rlcore.ranks import from_all_ranks
 from rlcore.trainer.batch import MicroBatch
@@ -39,6 +38,7 @@ from rlcore.trainer.guard import BadStepError
 from rlcore.trainer.metrics import Tally, Totals, summary, tally
 from rlcore.trainer.objectives import Objective
 from rlcore.trainer.optimizer import TrainingState, is_training_field
+from rlcore.trainer.scoring import Scorer
 from rlcore.trainer.share import Share, share_of, speaks
 from rlcore.trainer.state_writer import StateWriter
 from rlcore.trainer.weights import HostWeights
@@ -58,6 +58,7 @@ class _Trained:
 class Trainer:
     """Holds this rank's part of the policy. Needs process groups (`rlcore.trainer.setup.initialize`).
 
+    `mtp` says how many MTP layers are loaded, by default none, and whether they learn.
     `megatron` holds fields of Megatron's transformer, DDP and optimizer configurations by their own names.
     `temperature` is the one that responses are sampled at; it divides the logits of every score, of which
     those of `log_probs_chunk` tokens exist at a time. `reference` is the checkpoint of the KL term's reference
@@ -73,6 +74,7 @@ class Trainer:
         *,
         model: Model,
         parallel: Parallel | None = None,
+        mtp: MTP | None = None,
         recompute: Recompute | None = None,
         megatron: Mapping[str, Any] | None = None,
         max_tokens_per_gpu: int = 4096,
@@ -85,12 +87,14 @@ class Trainer:
         enter: Callable[[str], None] = lambda phase: None,
     ) -> None:
         self._megatron = dict(megatron or {})
+        self._mtp = mtp or MTP()
         self._config = transformer_config(
             spec,
             parallel=parallel or Parallel(),
             dtype=getattr(torch, model.dtype),
             recompute=recompute or Recompute(),
             megatron_overrides={k: v for k, v in self._megatron.items() if not is_training_field(k)},
+            mtp_layers=self._mtp.num_layers,
         )
         self._bridge = bridge
         self._cost = spec.flops
@@ -104,12 +108,13 @@ class Trainer:
             self._config.tensor_model_parallel_size * pad_multiple,
         )
         self._bad_steps = bad_steps or BadSteps()
-        self._temperature = temperature
-        self._log_probs_chunk = log_probs_chunk
+        self._scorer = Scorer(self._config.sequence_parallel, temperature, log_probs_chunk)
         self._reference: HostWeights | None = None
         self._state: TrainingState | None = None
         self._writer: StateWriter | None = None
         self.stages = build_model(spec, self._config)
+        if not self._mtp.train:
+            freeze_mtp(self.stages)
         self._source = checkpoint
         start = checkpoint if model.load is None else model.load.expanduser()
         self._read(start)
@@ -301,29 +306,10 @@ class Trainer:
             collect_non_loss_data=forward_only,
         )
 
-    def _scores(
-        self, stage: torch.nn.Module, batch: MicroBatch, hidden_s1h: torch.Tensor, entropy: Entropy
-    ) -> TokenScores:
-        if self._config.sequence_parallel:
-            hidden_s1h = gather_from_sequence_parallel_region(hidden_s1h)
-        group = parallel_state.get_tensor_model_parallel_group() if self._config.sequence_parallel else None
-        weight_vh = output_weight(stage)
-        scores = score_tokens(
-            hidden_s1h[:, 0].index_select(0, batch.predict_l),
-            weight_vh,
-            batch.local_targets_l,
-            temperature=self._temperature,
-            first_id=vocabulary_start(stage),
-            entropy=entropy,
-            group=group,
-            tile_elements=self._log_probs_chunk and self._log_probs_chunk * len(weight_vh),
-        )
-        return scores if batch.local_l is None else _whole(scores, batch.local_l, len(batch.targets_t))
-
     def _score_only(
         self, stage: torch.nn.Module, batch: MicroBatch, hidden_s1h: torch.Tensor, non_loss_data: bool
     ) -> tuple[MicroBatch, torch.Tensor]:
-        return batch, self._scores(stage, batch, hidden_s1h, "none").log_probs_t
+        return batch, self._scorer.score(stage, batch, hidden_s1h, "none").log_probs_t
 
     def _average_auxiliary_losses(self, samples: Sequence[TrainSample]) -> float:
         """Make Megatron's own losses, such as routers', means over the step's tokens; return ours' factor.
@@ -345,10 +331,14 @@ class Trainer:
         batch: MicroBatch,
         hidden_s1h: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, _Trained]:
-        scores = self._scores(stage, batch, hidden_s1h, objective.entropy)
+        scores = self._scorer.score(stage, batch, hidden_s1h, objective.entropy)
         token_loss = objective.token_loss(scores, batch)
         loss = (batch.weight_t * token_loss.loss_t).sum()
-        done = _Trained(batch, token_loss.loss_t.detach(), tally(scores, token_loss, batch))
+        with torch.set_grad_enabled(self._mtp.train):
+            drafts = self._scorer.draft(stage, batch, hidden_s1h)
+        if drafts and self._mtp.train:
+            loss = loss + self._mtp.loss_scaling_factor * drafts.loss(batch.weight_t)
+        done = _Trained(batch, token_loss.loss_t.detach(), tally(scores, token_loss, batch, drafts))
         return loss * factor, torch.zeros((), dtype=torch.int, device=loss.device), done
 
     def _not_finite(
@@ -367,16 +357,6 @@ class Trainer:
         message = f"loss {loss}, gradient norm {norm}" + (f", from {listed}" if names else "")
         remedy = "weights are as before the step; lower optimizer.lr, or look at these samples' advantages"
         return BadStepError(Problem(place, message, remedy), metrics)
-
-
-def _whole(scores: TokenScores, local_l: torch.Tensor, tokens: int) -> TokenScores:
-    """Put together what all context-parallel ranks have scored of a micro-batch's response tokens."""
-    group = parallel_state.get_context_parallel_group()
-    entropy_l = scores.entropy_t
-    return TokenScores(
-        whole_scores(scores.log_probs_t, local_l, tokens, group),
-        None if entropy_l is None else whole_scores(entropy_l, local_l, tokens, group),
-    )
 
 
 def _check(samples: Sequence[TrainSample]) -> None:

@@ -2,16 +2,16 @@
 
 import pytest
 
-from rlcore.config.schema import Parallel
-from rlcore.layout.rules import model_problems
-from rlcore.models.spec import ModelSpec
+from rlcore.config.schema import MTP, Model, Parallel, Recipe
+from rlcore.layout.rules import model_problems, mtp_problems
+from rlcore.models.spec import LayerInfo, ModelSpec
 
 DENSE = {"num_attention_heads": 12, "num_query_groups": 4, "ffn_hidden_size": 48}
 EXPERTS = {**DENSE, "num_moe_experts": 6, "moe_ffn_hidden_size": 20, "moe_shared_expert_intermediate_size": 36}
 
 
-def problems(fields=DENSE, **parallel):
-    spec = ModelSpec(
+def toy(fields=DENSE, **more):
+    return ModelSpec(
         model_type="toy",
         hf_config={},
         hidden_size=8,
@@ -20,11 +20,32 @@ def problems(fields=DENSE, **parallel):
         transformer_config=fields,
         model_args={},
         layer_specs=lambda config, stage: None,
+        **more,
     )
+
+
+def problems(fields=DENSE, **parallel):
     return [
         (one.place.removeprefix("parallel."), one.message, one.remedy)
-        for one in model_problems(Parallel(**parallel), spec)
+        for one in model_problems(Parallel(**parallel), toy(fields))
     ]
+
+
+@pytest.mark.parametrize(
+    ("layers", "tied", "pp", "message"),
+    [
+        (0, False, 1, "the model has no MTP layers, by its config.json"),
+        (1, False, 2, None),
+        (1, True, 1, None),
+        (1, True, 2, "Megatron cannot tie the output layer"),
+    ],
+)
+def test_mtp_layers_are_there_and_have_their_embedding(layers, tied, pp, message):
+    layer = LayerInfo(kind="dense", parameters=0, flops=float)
+    recipe = Recipe(model=Model(checkpoint="toy"), parallel=Parallel(pp=pp), mtp=MTP(num_layers=1))
+    found = list(mtp_problems(recipe, toy(mtp_layers=(layer,) * layers, tied_embeddings=tied)))
+    assert [problem.place for problem in found] == (["mtp.num_layers"] if message else [])
+    assert all(message in problem.message for problem in found)
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4, 12])

@@ -53,15 +53,15 @@ def test_layers_of_a_free_form_layout_are_where_megatron_builds_them(monkeypatch
     assert chunks_per_rank(parallel) == 2
 
 
-def test_mtp_layers_are_on_the_last_rank_unless_the_layout_says_otherwise():
+def test_mtp_layers_are_on_the_last_rank():
     assert mtp_rank(Parallel(pp=4), 1) == 3
-    assert mtp_rank(free_form("Et|t|tm|L", pp=4), 1) == 2
+    assert mtp_rank(free_form("Et|t|t|mL", pp=4), 1) == 3
     assert mtp_rank(Parallel(pp=4), 0) is None
 
 
 def test_a_sound_free_form_layout_has_no_problem():
     assert list(stage_problems(free_form("Ett|t*2L"), 4)) == []
-    assert list(stage_problems(free_form("Et|t|tm|L", pp=4), 3, mtp_layers=1)) == []
+    assert list(stage_problems(free_form("Et|t|t|mL", pp=4), 3, mtp_layers=1)) == []
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_sound_free_form_layout_has_no_problem():
         (free_form("Et|t|t|tL", vpp=4), "vpp", "4 stages, 2 for each of 2 ranks"),
         (free_form("Etm|tttL"), "pipeline_layout", "1 × m, but the model has 0 × MTP layer"),
         (free_form("Etm|tttL"), "pipeline_layout", "an MTP layer comes before a layer"),
-        (free_form("Etttt|m|t|L"), "pipeline_layout", "MTP layers share one chunk"),
+        (free_form("Et|t|ttm|L"), "pipeline_layout", "not in the last stage"),
         (free_form("EttttL", pp=1), "pipeline_layout", "only one pipeline stage"),
         (Parallel(pp=8), "pp", "4 of 4 layers are left for 8 equal stages"),
     ],

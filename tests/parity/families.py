@@ -99,13 +99,17 @@ class Layout:
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: its name, the config.json of a tiny model, spec and bridge of its plugin, its layouts."""
+    """A model family: its name, the config.json of a tiny model, spec and bridge of its plugin, its layouts.
+
+    `seed` draws weights for which no expert's choice is a near-tie.
+    """
 
     name: str
     hf_config: Mapping[str, Any]
     make_spec: Callable[[Mapping[str, Any]], ModelSpec]
     make_bridge: Callable[[ModelSpec], WeightBridge]
     layouts: tuple[Layout, ...]
+    seed: int = 1
 
     def spec(self, layout: Layout) -> ModelSpec:
         spec = self.make_spec(self.hf_config)
@@ -156,7 +160,7 @@ PUBLISHED_EXPERTS = (
 
 FAMILIES = (
     Family("GLM-4", GLM4, glm4_spec, glm4_bridge, DENSE),
-    Family("Megatron MoE", MOE, moe_spec, moe_bridge, EXPERTS),
+    Family("Megatron MoE", MOE, moe_spec, moe_bridge, EXPERTS, seed=3),
     Family("GLM-4.5", GLM45, glm45_spec, glm45_bridge, PUBLISHED_EXPERTS),
     Family("GLM-4.7-Flash", GLM47_FLASH, flash_spec, flash_bridge, PUBLISHED_EXPERTS),
 )

@@ -52,7 +52,7 @@ def _local_gradients(stages: Sequence[DistributedDataParallel]) -> list[tuple[st
     return [
         (name, tensor_shard(policies[0], name), tensor.main_grad.clone())
         for name, tensor in megatron_tensors(policies).items()
-        if isinstance(tensor, torch.nn.Parameter)
+        if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad
     ]
 
 

@@ -4,11 +4,12 @@ Sigmoid routing with an expert bias, a shared expert, a dense first layer and no
 published families have around their experts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from rlcore.bridge.table import Map, WeightBridge
-from rlcore.bridge.transforms import Columns, Gated, PackedQKV, PaddedVocabulary
+from rlcore.bridge.table import Map, Over, WeightBridge
+from rlcore.bridge.transforms import Columns, Gated, PackedQKV, PaddedVocabulary, Rows
 from rlcore.models.spec import LayerInfo, ModelSpec
 
 MOE: Mapping[str, Any] = {
@@ -23,6 +24,7 @@ MOE: Mapping[str, Any] = {
     "experts_per_token": 2,
     "expert_ffn": 32,
     "shared_ffn": 48,
+    "mtp_layers": 1,
 }
 
 
@@ -59,48 +61,61 @@ def moe_spec(sizes: Mapping[str, Any]) -> ModelSpec:
         },
         model_args={"max_sequence_length": 512, "position_embedding_type": "rope"},
         layer_specs=decoder_block,
+        mtp_layers=(LayerInfo(kind="moe", parameters=0, flops=float),) * sizes["mtp_layers"],
     )
 
 
 def moe_bridge(spec: ModelSpec) -> WeightBridge:
     """Megatron's own names on both sides, but for those that it packs."""
     sizes = spec.hf_config
-    layers = {"layer": range(sizes["layers"])}
     dense, moe = {"layer": [0]}, {"layer": range(1, sizes["layers"])}
-    experts = {**moe, "expert": range(sizes["experts"])}
-    attention, mlp = "decoder.layers.{layer}.self_attention.", "decoder.layers.{layer}.mlp."
     vocabulary = PaddedVocabulary(sizes["vocab_size"])
-    qkv = PackedQKV(sizes["heads"], sizes["groups"], sizes["head_dim"])
+    source, target = "layers.{layer}.", "decoder.layers.{layer}."
     return WeightBridge(
         (
             Map("embedding", "embedding.word_embeddings.weight", vocabulary),
             Map("output", "output_layer.weight", vocabulary),
             Map("final_norm", "decoder.final_layernorm.weight"),
-            Map(
-                tuple(f"layers.{{layer}}.{x}" for x in "qkv"), f"{attention}linear_qkv.weight", qkv, over=layers
-            ),
-            Map("layers.{layer}.o", f"{attention}linear_proj.weight", Columns(), over=layers),
-            *(
-                Map(f"layers.{{layer}}.{name}", f"{attention}{parameter}", over=layers)
-                for name, parameter in {
-                    "norm": "linear_qkv.layer_norm_weight",
-                    "q_norm": "q_layernorm.weight",
-                    "k_norm": "k_layernorm.weight",
-                }.items()
-            ),
-            *_mlp("layers.{layer}.", mlp, "weight", dense),
-            Map("layers.{layer}.mlp_norm", f"{mlp}linear_fc1.layer_norm_weight", over=dense),
-            Map("layers.{layer}.moe_norm", "decoder.layers.{layer}.pre_mlp_layernorm.weight", over=moe),
-            Map("layers.{layer}.router", f"{mlp}router.weight", over=moe),
-            Map("layers.{layer}.expert_bias", f"{mlp}router.expert_bias", over=moe),
-            *_mlp("layers.{layer}.shared.", f"{mlp}shared_experts.", "weight", moe),
-            *_mlp("layers.{layer}.experts.{expert}.", f"{mlp}experts.", "weight{expert}", experts),
+            *_attention(source, target, sizes, {"layer": range(sizes["layers"])}),
+            *_mlp(source, f"{target}mlp.", "weight", dense),
+            Map(f"{source}mlp_norm", f"{target}mlp.linear_fc1.layer_norm_weight", over=dense),
+            *_experts(source, target, sizes, moe),
+            *(row for layer in range(sizes["mtp_layers"]) for row in _mtp(layer, sizes)),
         )
     )
 
 
-def _mlp(source: str, target: str, weight: str, over: Mapping[str, Any]) -> tuple[Map, Map]:
-    return (
-        Map((f"{source}gate", f"{source}up"), f"{target}linear_fc1.{weight}", Gated(), over=over),
-        Map(f"{source}down", f"{target}linear_fc2.{weight}", Columns(), over=over),
-    )
+def _attention(source: str, target: str, sizes: Mapping[str, Any], over: Over) -> Iterator[Map]:
+    target += "self_attention."
+    qkv = PackedQKV(sizes["heads"], sizes["groups"], sizes["head_dim"])
+    yield Map(tuple(f"{source}{x}" for x in "qkv"), f"{target}linear_qkv.weight", qkv, over)
+    yield Map(f"{source}o", f"{target}linear_proj.weight", Columns(), over)
+    yield Map(f"{source}norm", f"{target}linear_qkv.layer_norm_weight", over=over)
+    yield Map(f"{source}q_norm", f"{target}q_layernorm.weight", over=over)
+    yield Map(f"{source}k_norm", f"{target}k_layernorm.weight", over=over)
+
+
+def _experts(source: str, target: str, sizes: Mapping[str, Any], over: Over) -> Iterator[Map]:
+    each = {**over, "expert": range(sizes["experts"])}
+    yield Map(f"{source}moe_norm", f"{target}pre_mlp_layernorm.weight", over=over)
+    yield Map(f"{source}router", f"{target}mlp.router.weight", over=over)
+    yield Map(f"{source}expert_bias", f"{target}mlp.router.expert_bias", over=over)
+    yield from _mlp(f"{source}shared.", f"{target}mlp.shared_experts.", "weight", over)
+    yield from _mlp(f"{source}experts.{{expert}}.", f"{target}mlp.experts.", "weight{expert}", each)
+
+
+def _mlp(source: str, target: str, weight: str, over: Over) -> Iterator[Map]:
+    yield Map((f"{source}gate", f"{source}up"), f"{target}linear_fc1.{weight}", Gated(), over)
+    yield Map(f"{source}down", f"{target}linear_fc2.{weight}", Columns(), over)
+
+
+def _mtp(layer: int, sizes: Mapping[str, Any]) -> Iterator[Map]:
+    source, target = f"mtp.{layer}.", f"mtp.layers.{layer}."
+    rows = [
+        *(Map(f"{source}{name}norm", f"{target}{name}norm.weight") for name in "eh"),
+        Map(f"{source}proj", f"{target}eh_proj.weight", Rows()),
+        Map(f"{source}final_norm", f"{target}final_layernorm.weight"),
+        *_attention(source, f"{target}transformer_layer.", sizes, {}),
+        *_experts(source, f"{target}transformer_layer.", sizes, {}),
+    ]
+    yield from (replace(row, kept=True) for row in rows)

@@ -17,7 +17,7 @@ from gradients import Gradients, largest_difference, whole_gradients
 from rlcore.algorithms.losses import ClipOptions, clip
 from rlcore.bridge.inventory import megatron_tensors
 from rlcore.bridge.safetensors_io import write_folder
-from rlcore.config.schema import Algorithm, Model, Optimizer, Parallel, Recompute
+from rlcore.config.schema import MTP, Algorithm, Model, Optimizer, Parallel, Recompute
 from rlcore.data.train_sample import TrainSample
 from rlcore.models.build import build_model, transformer_config
 from rlcore.testing.routers import choice_margins
@@ -116,12 +116,14 @@ def _measure(folder: Path, family: Family, layout: Layout) -> Measured:
         checkpoint,
         model=Model(checkpoint=str(checkpoint), dtype="float32"),
         parallel=layout.parallel,
+        mtp=MTP(num_layers=len(spec.mtp_layers), train=True),
         max_tokens_per_gpu=MAX_TOKENS,
     )
     trainer.prepare_optimizer(Optimizer(), total_steps=1)
     objective = PolicyObjective(clip.policy_loss(ClipOptions()), Algorithm(entropy_coefficient=0.01))
     metrics = trainer.backward(samples_of(layout.lengths, spec.vocab_size), objective)
-    return Measured(whole_gradients(trainer._state.stages, bridge), metrics["grad_norm"], metrics["loss"])
+    loss = metrics["loss"] + metrics.get("mtp/loss", 0.0)
+    return Measured(whole_gradients(trainer._state.stages, bridge), metrics["grad_norm"], loss)
 
 
 def samples_of(lengths: Lengths, vocab_size: int) -> list[TrainSample]:
@@ -144,10 +146,15 @@ def write_random(checkpoint: Path, family: Family, layout: Layout) -> None:
     """Write a checkpoint of random weights as the bridge names and shapes them."""
     spec = family.spec(layout)
     config = transformer_config(
-        spec, parallel=Parallel(), dtype=torch.float32, recompute=Recompute(), megatron_overrides={}
+        spec,
+        parallel=Parallel(),
+        dtype=torch.float32,
+        recompute=Recompute(),
+        megatron_overrides={},
+        mtp_layers=len(spec.mtp_layers),
     )
     bridge = family.make_bridge(spec)
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator().manual_seed(family.seed)
     shapes = {
         hub_name: shape
         for name, tensor in megatron_tensors(build_model(spec, config, meta=True)).items()
