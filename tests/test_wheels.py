@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from rlcore_glm4.demo import CONFIG
+from rlcore_glm4.demo import DEMO
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = ("glm4", "rewards")
@@ -73,7 +73,7 @@ def installed(empty_environment, wheels, tmp_path):
 
 
 def test_a_missing_extra_is_named_with_the_command_that_adds_it(empty_environment, installed, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "config.json").write_text(json.dumps(DEMO.config))
     result = run(empty_environment, "verify", str(tmp_path), PYTHONPATH=installed("glm4"))
     assert result.returncode == 1
     assert "pip install 'rlcore[train]'" in result.stderr

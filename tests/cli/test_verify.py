@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from rlcore_glm4.demo import CONFIG
+from rlcore_glm4.demo import DEMO
 from safetensors.torch import load_file, save_file
 
 from rlcore.bridge.transforms import FusedGated, Run
@@ -15,7 +15,7 @@ from rlcore.testing.tiny import tiny_checkpoint
 def sound(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("sound")
-    tiny_checkpoint(folder, CONFIG, jitter=0.05)
+    tiny_checkpoint(folder, DEMO.config, jitter=0.05)
     return folder
 
 
@@ -53,7 +53,7 @@ def test_a_sound_checkpoint_has_parity(verify, sound):
     code, out, err = verify(sound, "--parity", "--json")
     found = json.loads(out)
     assert (code, err) == (0, "")
-    assert found["model_type"] == CONFIG["model_type"]
+    assert found["model_type"] == DEMO.config["model_type"]
     assert found["unmapped_hf"] == found["unmapped_megatron"] == found["problems"] == []
     assert 0 < found["max_rel_logit_diff"] <= min(3e-6, 2 * found["reference_noise"])
     assert found["tokens"] == 145
@@ -98,7 +98,7 @@ def test_names_shapes_types_and_values_are_reported_together(verify, checkpoint)
 
 def test_weights_of_another_order_fail_parity(verify, checkpoint, monkeypatch):
     """A bridge that swaps gate and up passes every check of names and shapes."""
-    half = CONFIG["intermediate_size"]
+    half = DEMO.config["intermediate_size"]
     monkeypatch.setattr(FusedGated, "runs", lambda *_: [Run(0, half, 2 * half), Run(0, 0, half)])
     code, out, _ = verify(checkpoint, "--parity")
     assert code == 1

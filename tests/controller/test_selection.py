@@ -1,5 +1,5 @@
 import pytest
-from rlcore_glm4.demo import write_demo
+from rlcore_glm4.demo import DEMO
 
 from rlcore.config.load import load_recipe
 from rlcore.controller.selection import select_algorithm, select_model
@@ -54,7 +54,7 @@ def test_an_estimator_that_needs_what_nobody_computes_is_refused(tmp_path):
 
 @pytest.mark.usefixtures("outside")
 def test_the_layout_rules_of_a_recipe_are_among_the_plugins_of_the_run(tmp_path):
-    write_demo(tmp_path)
+    DEMO.write(tmp_path)
     chosen, catalog = recipe(tmp_path, "layout_validators: [house_rule]"), Catalog.installed()
     plugins = select_model(catalog, chosen, place_model(chosen, catalog).spec).plugins
     assert [one.candidate.name for one in plugins] == ["glm4", "glm4", "glm4", "house_rule"]

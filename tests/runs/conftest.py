@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from rlcore_glm4.demo import write_demo
+from rlcore_glm4.demo import DEMO
 
 from rlcore.cli.main import main
 from rlcore.telemetry.metrics import read_metrics
@@ -55,7 +55,7 @@ class World:
 @pytest.fixture(scope="session")
 def materials(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    write_demo(folder)
+    DEMO.write(folder)
     return folder
 
 
