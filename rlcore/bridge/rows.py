@@ -3,7 +3,10 @@
 `hf` and `megatron` are the names of a module on both sides, with a dot at the end, and templates as in a Map.
 """
 
-from rlcore.bridge.table import Map, Over
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from rlcore.bridge.table import Derived, Map, Over
 from rlcore.bridge.transforms import Columns, Gated, PackedQKV, Rows
 
 
@@ -57,3 +60,28 @@ def latent_attention(hf: str, megatron: str, over: Over) -> tuple[Map, ...]:
         *(Map(f"{hf}{a}_b_proj.weight", f"{megatron}{b}.weight", Rows(), over) for a, b in up.items()),
         Map(f"{hf}o_proj.weight", f"{megatron}linear_proj.weight", Columns(), over),
     )
+
+
+def mtp_layers(
+    numbers: Iterable[int],
+    transformer_layer: Callable[[str, str], Iterable[Map]],
+    *,
+    embedding: str = "model.embed_tokens.weight",
+    output: str = "lm_head.weight",
+) -> Iterator[Map | Derived]:
+    """Multi-token prediction layers, counted on from the model's others; a model may be built without them.
+
+    `transformer_layer` gives the rows of what they are made around, for its `hf` and `megatron`. A checkpoint
+    may repeat the model's tables in them, whose own names are `embedding` and `output`.
+    """
+    norms = {"enorm": "enorm", "hnorm": "hnorm", "shared_head.norm": "final_layernorm"}
+    for index, number in enumerate(numbers):
+        hf, megatron = f"model.layers.{number}.", f"mtp.layers.{index}."
+        own = [
+            *(Map(f"{hf}{a}.weight", f"{megatron}{b}.weight") for a, b in norms.items()),
+            Map(f"{hf}eh_proj.weight", f"{megatron}eh_proj.weight", Rows()),
+            *transformer_layer(hf, f"{megatron}transformer_layer."),
+        ]
+        yield from (replace(row, kept=True) for row in own)
+        yield Derived(f"{hf}embed_tokens.weight", embedding)
+        yield Derived(f"{hf}shared_head.head.weight", output)

@@ -30,6 +30,16 @@ class LayerInfo:
     may_start_stage: bool = True
 
 
+def mtp_layer_around(layer: LayerInfo, hidden_size: int) -> LayerInfo:
+    """Describe an MTP layer that consists of `layer`, three norms, and a projection of two hidden states to one."""
+    projection = 2 * hidden_size * hidden_size
+
+    def flops(length: int) -> float:
+        return layer.flops(length) + 2.0 * length * projection
+
+    return LayerInfo(kind="mtp", parameters=layer.parameters + projection + 3 * hidden_size, flops=flops)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A model family's description of one checkpoint.

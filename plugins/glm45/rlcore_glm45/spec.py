@@ -18,7 +18,7 @@ from rlcore.models.arithmetic import (
 )
 from rlcore.models.experts import DENSE, MOE, Experts
 from rlcore.models.hf_config import number_problems, read_rope
-from rlcore.models.spec import LayerInfo, ModelSpec
+from rlcore.models.spec import LayerInfo, ModelSpec, mtp_layer_around
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -38,13 +38,13 @@ _SIZES = (
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes that spec and bridge share. `draft_layers` follow the others and predict further tokens."""
+    """The sizes that spec and bridge share. `mtp_layers` follow the others and predict further tokens."""
 
     hidden: int
     intermediate: int
     layers: int
     dense_layers: int
-    draft_layers: int
+    mtp_layers: int
     heads: int
     groups: int
     head_dim: int
@@ -66,7 +66,7 @@ class Shape:
             intermediate=hf_config["intermediate_size"],
             layers=hf_config["num_hidden_layers"],
             dense_layers=min(hf_config["first_k_dense_replace"], hf_config["num_hidden_layers"]),
-            draft_layers=hf_config.get("num_nextn_predict_layers", 1),
+            mtp_layers=hf_config.get("num_nextn_predict_layers", 1),
             heads=heads,
             groups=groups,
             head_dim=hf_config.get("head_dim") or hf_config["hidden_size"] // heads,
@@ -113,6 +113,7 @@ def glm45_spec(hf_config: Mapping[str, Any]) -> ModelSpec:
         hidden_size=shape.hidden,
         vocab_size=shape.vocab,
         layers=tuple(layers[kind] for kind in shape.kinds),
+        mtp_layers=(mtp_layer_around(layers[MOE], shape.hidden),) * shape.mtp_layers,
         transformer_config={
             "num_attention_heads": shape.heads,
             "num_query_groups": shape.groups,

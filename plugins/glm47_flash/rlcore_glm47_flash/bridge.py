@@ -6,14 +6,14 @@ from rlcore.models.experts import DENSE, MOE
 from rlcore_glm47_flash.spec import Shape
 
 if TYPE_CHECKING:
-    from rlcore.bridge.table import WeightBridge
+    from rlcore.bridge.table import Map, Over, WeightBridge
     from rlcore.models.spec import ModelSpec
 
 
 def flash_bridge(spec: "ModelSpec") -> "WeightBridge":
-    """Make the table. Layers that predict further tokens pass through, with the tables that they repeat."""
-    from rlcore.bridge.rows import gated_mlp, latent_attention, mixture_of_experts
-    from rlcore.bridge.table import Derived, Ignore, Map, PassThrough, WeightBridge
+    """Make the table. `post_attention_layernorm` is the norm before MLP or experts."""
+    from rlcore.bridge.rows import gated_mlp, mtp_layers
+    from rlcore.bridge.table import Derived, Ignore, Map, WeightBridge
     from rlcore.bridge.transforms import PaddedVocabulary
 
     shape = Shape.of(spec.hf_config)
@@ -21,22 +21,47 @@ def flash_bridge(spec: "ModelSpec") -> "WeightBridge":
     over = {"layer": range(count)}
     dense, moe = ({"layer": shape.layers(kind)} for kind in (DENSE, MOE))
     hf, megatron = "model.layers.{layer}.", "decoder.layers.{layer}."
-    vocabulary = PaddedVocabulary(shape.vocab)
     mlp_norm = f"{hf}post_attention_layernorm.weight"
+    embedding = "model.embed_tokens.weight"
+    output = embedding if spec.tied_embeddings else "lm_head.weight"
+    vocabulary = PaddedVocabulary(shape.vocab)
+
+    def mtp_layer(source: str, target: str) -> "list[Map]":
+        return [*_attention(source, target, {}), *_experts(source, target, shape, {})]
+
     return WeightBridge(
         (
-            Map("model.embed_tokens.weight", "embedding.word_embeddings.weight", vocabulary),
-            Map(f"{hf}input_layernorm.weight", f"{megatron}input_layernorm.weight", over=over),
-            *latent_attention(f"{hf}self_attn.", f"{megatron}self_attention.", over),
+            Map(embedding, "embedding.word_embeddings.weight", vocabulary),
+            *_attention(hf, megatron, over),
             Map(mlp_norm, f"{megatron}mlp.linear_fc1.layer_norm_weight", over=dense),
             *gated_mlp(f"{hf}mlp.", f"{megatron}mlp.", dense),
-            Map(mlp_norm, f"{megatron}pre_mlp_layernorm.weight", over=moe),
-            *mixture_of_experts(f"{hf}mlp.", f"{megatron}mlp.", moe, experts=shape.experts.count),
+            *_experts(hf, megatron, shape, moe),
             Map("model.norm.weight", "decoder.final_layernorm.weight"),
-            Derived("lm_head.weight", "model.embed_tokens.weight")
+            Derived("lm_head.weight", embedding)
             if spec.tied_embeddings
-            else Map("lm_head.weight", "output_layer.weight", vocabulary),
-            *(PassThrough(f"model.layers.{count + draft}.*") for draft in range(shape.draft_layers)),
+            else Map(output, "output_layer.weight", vocabulary),
+            *mtp_layers(range(count, count + shape.mtp_layers), mtp_layer, output=output),
             Ignore("*.rotary_emb.inv_freq", "computed from rope_theta"),
         )
     )
+
+
+def _attention(hf: str, megatron: str, over: "Over") -> "list[Map]":
+    """Attention of a layer, with the norm before it."""
+    from rlcore.bridge.rows import latent_attention
+    from rlcore.bridge.table import Map
+
+    return [
+        Map(f"{hf}input_layernorm.weight", f"{megatron}input_layernorm.weight", over=over),
+        *latent_attention(f"{hf}self_attn.", f"{megatron}self_attention.", over),
+    ]
+
+
+def _experts(hf: str, megatron: str, shape: Shape, over: "Over") -> "list[Map]":
+    from rlcore.bridge.rows import mixture_of_experts
+    from rlcore.bridge.table import Map
+
+    return [
+        Map(f"{hf}post_attention_layernorm.weight", f"{megatron}pre_mlp_layernorm.weight", over=over),
+        *mixture_of_experts(f"{hf}mlp.", f"{megatron}mlp.", over, experts=shape.experts.count),
+    ]

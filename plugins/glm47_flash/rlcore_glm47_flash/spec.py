@@ -14,7 +14,7 @@ from rlcore.models.arithmetic import gated_mlp_parameters, linear_flops
 from rlcore.models.experts import DENSE, MOE, Experts
 from rlcore.models.hf_config import number_problems
 from rlcore.models.latent import LatentAttention, set_latent_epsilon
-from rlcore.models.spec import LayerInfo, ModelSpec
+from rlcore.models.spec import LayerInfo, ModelSpec, mtp_layer_around
 
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -28,14 +28,14 @@ _KINDS = {"dense": DENSE, "sparse": MOE}
 class Shape:
     """The sizes that spec and bridge share. `kinds` says what follows attention in each layer.
 
-    `draft_layers` follow the others and predict further tokens.
+    `mtp_layers` follow the others and predict further tokens.
     """
 
     hidden: int
     intermediate: int
     vocab: int
     kinds: tuple[str, ...]
-    draft_layers: int
+    mtp_layers: int
     attention: LatentAttention
     experts: Experts
 
@@ -48,7 +48,7 @@ class Shape:
             intermediate=hf_config["intermediate_size"],
             vocab=hf_config["vocab_size"],
             kinds=_kinds(hf_config),
-            draft_layers=hf_config.get("num_nextn_predict_layers", 0),
+            mtp_layers=hf_config.get("num_nextn_predict_layers", 0),
             attention=LatentAttention.of(hf_config),
             experts=Experts.of(hf_config),
         )
@@ -84,6 +84,7 @@ def flash_spec(hf_config: Mapping[str, Any]) -> ModelSpec:
         hidden_size=shape.hidden,
         vocab_size=shape.vocab,
         layers=tuple(layers[kind] for kind in shape.kinds),
+        mtp_layers=(mtp_layer_around(layers[MOE], shape.hidden),) * shape.mtp_layers,
         transformer_config={
             **shape.attention.transformer_config(),
             "ffn_hidden_size": shape.intermediate,
