@@ -1,27 +1,30 @@
-"""Features that a recipe may ask for and that do not run yet; `plan` shows them, `train` refuses them."""
+"""Features that a recipe may ask for and that do not run yet, or not here; `train` refuses them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from rlcore.config.load import LoadedRecipe
 from rlcore.config.schema import Recipe
 from rlcore.errors import Problem
+from rlcore.registry.requirements import install_command
 
 
 @dataclass(frozen=True)
 class Unbuilt:
-    """A key whose value asks for something that does not run yet, and a value that does."""
+    """A key whose value asks for something that does not run, why, and a value that does."""
 
     key: str
     asked: bool
     feature: str
     instead: str
+    reason: str = "is not built yet"
 
 
 def unbuilt(loaded: LoadedRecipe) -> list[Problem]:
-    """Return one problem for each feature that the recipe uses and that does not run yet."""
+    """Return one problem for each feature that the recipe uses and that does not run."""
     return [
-        Problem(loaded.place(one.key), f"{one.feature} is not built yet", one.instead)
+        Problem(loaded.place(one.key), f"{one.feature} {one.reason}", one.instead)
         for one in _features(loaded.recipe)
         if one.asked
     ]
@@ -61,4 +64,12 @@ def _training(recipe: Recipe) -> Iterator[Unbuilt]:
     mtp = recipe.mtp
     yield Unbuilt(
         "mtp.num_layers", mtp.num_layers > 0, "multi-token prediction in the trainer", "num_layers: 0"
+    )
+    flex = recipe.megatron.get("moe_token_dispatcher_type") == "flex"
+    yield Unbuilt(
+        "megatron.moe_token_dispatcher_type",
+        flex and find_spec("deep_ep") is None,
+        "sending tokens to experts by DeepEP",
+        f"moe_token_dispatcher_type: alltoall, or {install_command('deep_ep')}",
+        "needs the package deep_ep, which is not installed",
     )

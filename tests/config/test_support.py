@@ -6,7 +6,9 @@ from pathlib import Path
 from pydantic import BaseModel
 
 import rlcore
+from rlcore.config.load import load_recipe
 from rlcore.config.schema import Recipe
+from rlcore.config.support import unbuilt
 
 CORE = Path(rlcore.__file__).parent
 # By the key whose value gives them a meaning, and which `train` refuses.
@@ -75,3 +77,15 @@ def test_the_keys_that_give_meaning_to_unread_ones_are_refused():
 
 def test_the_size_of_a_batch_is_read_by_the_loop():
     assert "batch_size(self._recipe)" in (CORE / "controller/grpo.py").read_text()
+
+
+def test_sending_tokens_by_deepep_is_refused_where_it_is_not_installed(write, monkeypatch):
+    recipe = "model: {checkpoint: some/model}\nmegatron: {moe_token_dispatcher_type: flex}\n"
+    loaded = load_recipe(write(recipe))
+    monkeypatch.setattr("rlcore.config.support.find_spec", lambda name: None)
+    (problem,) = unbuilt(loaded)
+    assert problem.place.endswith(":2 (megatron.moe_token_dispatcher_type)")
+    assert "needs the package deep_ep, which is not installed" in problem.message
+    assert problem.remedy.startswith("moe_token_dispatcher_type: alltoall")
+    monkeypatch.setattr("rlcore.config.support.find_spec", lambda name: object())
+    assert unbuilt(loaded) == []
