@@ -31,7 +31,7 @@ class LayerInfo:
 
 
 def mtp_layer_around(layer: LayerInfo, hidden_size: int) -> LayerInfo:
-    """Describe an MTP layer that consists of `layer`, three norms, and a projection of two hidden states to one."""
+    """Describe an MTP layer: `layer`, three norms, and a projection of two hidden states to one."""
     projection = 2 * hidden_size * hidden_size
 
     def flops(length: int) -> float:

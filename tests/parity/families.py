@@ -47,6 +47,7 @@ GLM45: Mapping[str, Any] = {
     "num_experts_per_tok": 2,
     "n_shared_experts": 1,
     "routed_scaling_factor": 2.5,
+    "num_nextn_predict_layers": 1,
 }
 
 GLM47_FLASH: Mapping[str, Any] = {
@@ -66,6 +67,7 @@ GLM47_FLASH: Mapping[str, Any] = {
     "n_shared_experts": 1,
     "num_experts_per_tok": 2,
     "routed_scaling_factor": 1.8,
+    "num_nextn_predict_layers": 1,
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
     "rope_theta": 1e6,
