@@ -12,7 +12,7 @@ import pytest
 from rlcore_glm4.demo import DEMO
 
 ROOT = Path(__file__).parents[1]
-PLUGINS = ("glm4", "rewards")
+PLUGINS = ("glm4", "glm45", "rewards")
 
 
 @pytest.fixture(scope="module")
@@ -91,4 +91,6 @@ def test_wheels_hold_the_data_that_plugins_ship(wheels):
     assert "rlcore_glm4/recipes/tiny.yaml" in names
     assert "rlcore_glm4/recipes/glm-z1-9b.yaml" in names
     assert any(name.startswith("rlcore_glm4/presets/") for name in names)
+    assert "rlcore_glm45/recipes/glm4.7-355b-fp8.yaml" in names
+    assert "rlcore_glm45/templates/chat.jinja" in names
     assert "rlcore/telemetry/templates/report.html.jinja" in names
