@@ -19,6 +19,8 @@ from rlcore.rollout.local_threads import one_thread
 ATTENTION = "rlcore_slots"
 GROWTH = 1.5
 LENGTH_STEP = 64
+# With fewer queries a key head, CPU kernels round otherwise than the trainer's, which have a sequence of them.
+_LEAST_QUERIES = 4
 # With fewer elements of keys than this, attention is quicker on one thread.
 _LEAST_CACHE = 2**20
 
@@ -168,13 +170,16 @@ def _attend_to_cache(
 ) -> torch.Tensor:
     heads, rows, width = query_hrd.shape
     groups = keys.shape[1]
+    sharing = heads // groups
     # The heads that share a key head become its queries: no repeated keys, and the mask hides the same.
-    query = query_hrd.view(groups, heads // groups, rows, width).permute(2, 0, 1, 3)
-    mask = plan.mask(heads // groups, query.dtype)
+    query = query_hrd.view(groups, sharing, rows, width).permute(2, 0, 1, 3)
+    if sharing < _LEAST_QUERIES:
+        query = F.pad(query, (0, 0, 0, _LEAST_QUERIES - sharing))
+    mask = plan.mask(query.shape[2], query.dtype)
     # The trainer's own kernel, so that both round alike; for little work its second thread is a brake.
     with one_thread(keys.numel() < _LEAST_CACHE):
         out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
-    return out.reshape(rows, heads, values.shape[-1])
+    return out[:, :, :sharing].reshape(rows, heads, values.shape[-1])
 
 
 def _attend_causally(
