@@ -137,7 +137,7 @@ def kill_once(run: Run, phase: str, step: int, is_rank: bool, delay: float) -> s
     os.kill(victim, signal.SIGKILL)
     process.wait(PATIENCE)
     wait_for_the_end(family)
-    who = f"rank {ranks.index(victim)}" if victim in ranks else "the controller"
+    who = "a rank" if victim in ranks else "the controller"
     return f"killed {who} in {phase} {step}, after {1000 * delay:.0f} ms; {run.done} steps have metrics"
 
 
