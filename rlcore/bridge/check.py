@@ -52,6 +52,18 @@ def _is_rounded(tensor: Tensor, stored: torch.dtype) -> bool:
     return not isinstance(tensor, nn.Parameter) and stored.itemsize < tensor.dtype.itemsize
 
 
+def missing_mtp_weights(bridge: WeightBridge, source: SafetensorsFolder, layers: int) -> list[str]:
+    """Tensors of the first `layers` MTP layers that the checkpoint lacks, as one saved by transformers does."""
+    wanted = tuple(f"mtp.layers.{layer}." for layer in range(layers))
+    return [
+        name
+        for entry in bridge.entries
+        if entry.megatron.startswith(wanted) and not entry.optional
+        for name in entry.hf
+        if name not in source.tensors
+    ]
+
+
 def surprising_types(source: SafetensorsFolder, announced: torch.dtype) -> Iterator[Problem]:
     """Tensors of another type than config.json announces; fp32 beside a shorter type is meant to be so."""
     for name, info in source.tensors.items():

@@ -61,10 +61,6 @@ def _rollout(recipe: Recipe) -> Iterator[Unbuilt]:
 
 
 def _training(recipe: Recipe) -> Iterator[Unbuilt]:
-    mtp = recipe.mtp
-    yield Unbuilt(
-        "mtp.num_layers", mtp.num_layers > 0, "multi-token prediction in the trainer", "num_layers: 0"
-    )
     flex = recipe.megatron.get("moe_token_dispatcher_type") == "flex"
     yield Unbuilt(
         "megatron.moe_token_dispatcher_type",

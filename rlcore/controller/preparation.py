@@ -1,9 +1,12 @@
 """Everything about a run that can be wrong is found out here, before a folder is made or a process started."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlcore.bridge.check import missing_mtp_weights
+from rlcore.bridge.safetensors_io import SafetensorsFolder
 from rlcore.config.checks import check
 from rlcore.config.load import LoadedRecipe
 from rlcore.config.schema import Dataset, Recipe
@@ -52,11 +55,13 @@ def prepare(loaded: LoadedRecipe, command: str) -> Prepared:
     raise_if_any(dict.fromkeys(problems))
     assert placed is not None, "only a recipe with problems has no layout"
     checkpoint = _checkpoint_folder(recipe)
+    model = select_model(catalog, recipe, placed.spec)
+    raise_if_any(_missing_mtp_weights(loaded, model, checkpoint))
     return Prepared(
         loaded,
         catalog,
         checkpoint,
-        select_model(catalog, recipe, placed.spec),
+        model,
         placed.layout,
         load_tokenizer(checkpoint),
         stop_token_ids(checkpoint),
@@ -102,6 +107,19 @@ def _missing_section(recipe: Recipe, command: str) -> list[Problem]:
     }
     key, section, remedy = needs[command]
     return [] if section else [Problem(key, f"rlcore {command} needs this section", remedy)]
+
+
+def _missing_mtp_weights(loaded: LoadedRecipe, model: ModelPlugins, checkpoint: Path) -> Iterator[Problem]:
+    """One problem if the recipe wants MTP layers that config.json announces and the files lack."""
+    layers = loaded.recipe.mtp.num_layers
+    if not layers or loaded.recipe.model.load:
+        return
+    with SafetensorsFolder(checkpoint) as source:
+        missing = missing_mtp_weights(model.bridge, source, layers)
+    if missing:
+        message = f"{checkpoint} lacks {missing[0]} and {len(missing) - 1} more tensors of its MTP layers"
+        remedy = "num_layers: 0, or the published checkpoint: transformers drops them when it saves one"
+        yield Problem(loaded.place("mtp.num_layers"), message, remedy)
 
 
 def _checkpoint_folder(recipe: Recipe) -> Path:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from rlcore.bridge.safetensors_io import SafetensorsFolder
 from rlcore.errors import fail
 from rlcore.rollout.engine import Delta, FinishReason, Health, PauseMode, Request
 from rlcore.rollout.local_batch import Batch, Row
@@ -73,8 +74,11 @@ class LocalEngine:
         except (OSError, ValueError) as error:
             raise fail(str(checkpoint), f"transformers cannot load it: {error}") from error
         mend(model)
+        with SafetensorsFolder(Path(checkpoint)) as folder:
+            left_out = folder.tensors.keys() - hub_tensors(model)
         has_tokenizer = (Path(checkpoint) / "tokenizer.json").exists()
-        self._set_up(model, AutoTokenizer.from_pretrained(checkpoint) if has_tokenizer else None, concurrency)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint) if has_tokenizer else None
+        self._set_up(model, tokenizer, concurrency, left_out)
 
     @classmethod
     def from_model(
@@ -93,7 +97,11 @@ class LocalEngine:
         return engine
 
     def _set_up(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", concurrency: int
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase | None",
+        concurrency: int,
+        left_out: Collection[str] = (),
     ) -> None:
         model.eval().set_attn_implementation(ATTENTION)
         self.capabilities = frozenset(
@@ -101,6 +109,7 @@ class LocalEngine:
         )
         self._model = model
         self._packed = pack_linears(model)
+        self._left_out = left_out
         self._tokenizer = tokenizer
         self._batch = Batch(model, concurrency)
         self._tickets: dict[str, Ticket] = {}
@@ -157,7 +166,7 @@ class LocalEngine:
     @asynccontextmanager
     async def weight_update(self, version: int) -> AsyncIterator[StagedUpdate]:
         """See `Engine.weight_update`; the new weights count from the next step on."""
-        update = StagedUpdate(hub_tensors(self._model))
+        update = StagedUpdate(hub_tensors(self._model), self._left_out)
         yield update
         self._collect()
         update.commit()

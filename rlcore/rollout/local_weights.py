@@ -4,7 +4,7 @@ Where transformers stores the experts of a layer as one stacked tensor, hub name
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,16 +39,22 @@ def unstacked(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tens
 
 
 class StagedUpdate:
-    """Copies of the tensors sent so far. The model is untouched until `commit`."""
+    """Copies of the tensors sent so far. The model is untouched until `commit`.
 
-    def __init__(self, targets: Mapping[str, torch.Tensor]) -> None:
+    `left_out` names what the checkpoint has and transformers does not run, such as layers that draft tokens.
+    """
+
+    def __init__(self, targets: Mapping[str, torch.Tensor], left_out: Collection[str] = ()) -> None:
         self._targets = targets
+        self._left_out = left_out
         self._staged: dict[str, torch.Tensor] = {}
 
     async def send(self, bucket: Mapping[str, torch.Tensor]) -> None:
         """Stage some tensors by hub name. Raises RlcoreError for a name or shape that the model lacks."""
         for name, tensor in bucket.items():
             target = self._targets.get(name)
+            if target is None and name in self._left_out:
+                continue
             if target is None:
                 raise fail(
                     f"weight update, {name}", "the model has no such weight", "send names of the hub checkpoint"

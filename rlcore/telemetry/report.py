@@ -32,6 +32,8 @@ CURVES: dict[str, dict[str, Any]] = {
     "loss": {"title": "Loss"},
     "kl": {"title": "KL to the reference", "note": "nats per token"},
     "entropy": {"title": "Entropy", "note": "nats per token"},
+    "mtp/acceptance": {"title": "Drafts accepted", "note": "share that the policy would keep", "text": percent},
+    "mtp/loss": {"title": "MTP loss", "note": "nats per token"},
     "response/length_mean": {"title": "Response length", "note": "tokens, mean"},
     "response/truncated": {"title": "Truncated responses", "note": "share cut short", "text": percent},
     "grad_norm": {"title": "Gradient norm", "note": "before clipping"},

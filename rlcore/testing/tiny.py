@@ -70,3 +70,35 @@ def tiny_checkpoint(
                     tensor.add_(torch.randn_like(tensor), alpha=jitter)
     model.save_pretrained(folder)
     return model
+
+
+def tiny_mtp_layer(folder: Path, *, seed: int = 0, jitter: float = 0.0) -> None:
+    """Add to a tiny checkpoint the MTP layer that its config.json announces and transformers leaves out.
+
+    It stands after the last layer, is shaped like it, and repeats the model's tables, as published ones do.
+    Matrices are random, norms are ones; `jitter` is that of `tiny_checkpoint`.
+    """
+    import json
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(name: str, *shape: int) -> torch.Tensor:
+        noise = torch.randn(shape, generator=generator)
+        start = 1.0 if "norm" in name else 0.0
+        return start + noise * (config.get("initializer_range", 0.02) if len(shape) > 1 else jitter)
+
+    last, own = (f"model.layers.{layers + after}." for after in (-1, 0))
+    shapes = {own + name.removeprefix(last): t.shape for name, t in tensors.items() if name.startswith(last)}
+    shapes |= {f"{own}{name}.weight": (hidden,) for name in ("enorm", "hnorm", "shared_head.norm")}
+    shapes[f"{own}eh_proj.weight"] = (hidden, 2 * hidden)
+    tensors |= {name: drawn(name, *shape) for name, shape in shapes.items()}
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors[f"{own}embed_tokens.weight"] = embedding.clone()
+    tensors[f"{own}shared_head.head.weight"] = tensors.get("lm_head.weight", embedding).clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

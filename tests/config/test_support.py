@@ -25,7 +25,6 @@ REFUSED_WITH = {
         "gpus_per_engine",
     },
     "rollout.mode": {"max_staleness"},
-    "mtp.num_layers": {"loss_scaling_factor"},
     "cluster.colocate": {"offload_train", "offload_rollout"},
 }
 READ_BY_BATCH_SIZE = {"global_batch_size", "updates_per_rollout"}
