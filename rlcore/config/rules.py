@@ -162,10 +162,6 @@ def settings_have_what_they_modify(recipe: Recipe) -> Violations:
     if recompute.modules and recompute.granularity != "selective":
         keys = ("recompute.modules", "recompute.granularity")
         yield Violation(keys, f"granularity is {recompute.granularity}", "granularity: selective")
-    by_groups = recompute.granularity == "full" and recompute.method == "uniform" and recompute.num_layers > 1
-    if mtp.num_layers and by_groups:
-        keys = ("recompute.num_layers", "recompute.method", "recompute.granularity", "mtp.num_layers")
-        yield Violation(keys, "an MTP layer is computed again by itself", "num_layers: 1")
     if mtp.train and not mtp.num_layers:
         yield Violation(("mtp.train", "mtp.num_layers"), "no layer is loaded that could learn", "num_layers: 1")
     if (cluster.offload_train or cluster.offload_rollout) and not cluster.colocate:

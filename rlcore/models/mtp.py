@@ -7,11 +7,13 @@ takes no gradient back.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.tensor_parallel import checkpoint
 from megatron.core.transformer.multi_token_prediction import (
     MultiTokenPredictionBlockSubmodules,
     MultiTokenPredictionLayer,
@@ -40,6 +42,21 @@ class PackedMTPLayer(MultiTokenPredictionLayer):
         with torch.no_grad():
             embedded_s1h = embedding(input_ids=next_s[None], position_ids=position_ids)
         return next_s[None], position_ids, embedded_s1h, hidden_states
+
+    def _checkpointed_forward(
+        self,
+        forward_func: Callable[..., Tensor],
+        *,
+        hidden_states: Tensor,
+        decoder_input: Tensor,
+        **others: Any,
+    ) -> Tensor:
+        """Recompute the layer in the backward pass. Megatron would hand packed sequences to autograd, too."""
+
+        def run(hidden_s1h: Tensor, embedded_s1h: Tensor) -> Tensor:
+            return forward_func(hidden_states=hidden_s1h, decoder_input=embedded_s1h, **rest)
+
+        return checkpoint(run, self.config.distribute_saved_activations, hidden_states, decoder_input)
 
 
 def mtp_block(transformer_layer: ModuleSpec, layers: int) -> MultiTokenPredictionBlockSubmodules:
