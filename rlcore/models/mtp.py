@@ -49,7 +49,7 @@ class PackedMTPLayer(MultiTokenPredictionLayer):
         *,
         hidden_states: Tensor,
         decoder_input: Tensor,
-        **others: Any,
+        **rest: Any,
     ) -> Tensor:
         """Recompute the layer in the backward pass. Megatron would hand packed sequences to autograd, too."""
 

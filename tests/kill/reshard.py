@@ -23,7 +23,7 @@ from families import FAMILIES, Family, Layout  # noqa: E402
 from launch import Task, run_tasks  # noqa: E402
 
 from rlcore.algorithms.losses import ClipOptions, clip  # noqa: E402
-from rlcore.config.schema import Algorithm, Model, Optimizer  # noqa: E402
+from rlcore.config.schema import MTP, Algorithm, Model, Optimizer  # noqa: E402
 from rlcore.trainer.objectives import PolicyObjective  # noqa: E402
 from rlcore.trainer.setup import initialize  # noqa: E402
 from rlcore.trainer.trainer import Trainer  # noqa: E402
@@ -37,7 +37,7 @@ LIMIT = 2e-5
 OBJECTIVE = PolicyObjective(clip.policy_loss(ClipOptions()), Algorithm())
 
 DENSE = ("DP1", "TP2", "PP2", "DP2", "CP2", "PP2xVPP2", "TP2xPP2")
-EXPERTS = ("DP1", "EP2", "TP2xETP2", "TP2xEP2")
+EXPERTS = ("DP1", "PP2", "EP2", "TP2xETP2", "TP2xEP2")
 CHOSEN = {"GLM-4": DENSE, "Megatron MoE": EXPERTS}
 
 
@@ -51,6 +51,7 @@ def trainer_of(folder: Path, family: Family, layout: Layout, state: Path | None 
         checkpoint,
         model=Model(checkpoint=str(checkpoint), dtype="float32"),
         parallel=layout.parallel,
+        mtp=MTP(num_layers=len(spec.mtp_layers), train=True),
         max_tokens_per_gpu=96,
         seed=SEED,
     )
@@ -64,7 +65,7 @@ def steps(trainer: Trainer, family: Family, layout: Layout, count: int) -> list[
     """Losses and gradient norms of the next steps."""
     vocab_size = family.spec(layout).vocab_size
     rows = [trainer.train_step(ranks.samples_of(layout.lengths, vocab_size), OBJECTIVE) for _ in range(count)]
-    return [row[name] for row in rows for name in ("loss", "grad_norm")]
+    return [row[name] for row in rows for name in ("loss", "mtp/loss", "grad_norm") if name in row]
 
 
 def begin(folder: Path, family: Family, layout: Layout) -> list[float]:

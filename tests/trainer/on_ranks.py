@@ -19,20 +19,20 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 
 import torch  # noqa: E402
 from launch import run_tasks  # noqa: E402
-from rlcore_glm4.plugin import glm4_bridge, glm4_spec  # noqa: E402
+from rlcore_glm45.plugin import glm45_bridge, glm45_spec  # noqa: E402
 
 from rlcore.algorithms.losses import ClipOptions, clip  # noqa: E402
-from rlcore.config.schema import Algorithm, BadSteps, Model, Optimizer, Parallel  # noqa: E402
+from rlcore.config.schema import MTP, Algorithm, BadSteps, Model, Optimizer, Parallel  # noqa: E402
 from rlcore.data.train_sample import TrainSample  # noqa: E402
 from rlcore.errors import RlcoreError  # noqa: E402
 from rlcore.ranks import from_all_ranks  # noqa: E402
-from rlcore.testing.tiny import tiny_checkpoint  # noqa: E402
+from rlcore.testing.tiny import tiny_checkpoint, tiny_mtp_layer  # noqa: E402
 from rlcore.trainer.objectives import PolicyObjective  # noqa: E402
 from rlcore.trainer.setup import initialize  # noqa: E402
 from rlcore.trainer.trainer import Trainer  # noqa: E402
 
 CONFIG = {
-    "model_type": "glm4",
+    "model_type": "glm4_moe",
     "vocab_size": 131,
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -44,6 +44,16 @@ CONFIG = {
     "rms_norm_eps": 1e-5,
     "partial_rotary_factor": 0.5,
     "attention_bias": True,
+    "use_qk_norm": True,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.0,
+    "num_nextn_predict_layers": 1,
     "tie_word_embeddings": False,
     "pad_token_id": 0,
 }
@@ -58,7 +68,7 @@ LAYOUTS = {
     "PP2": Parallel(pp=2),
     "PP2xVPP2": Parallel(pp=2, vpp=2),
     "stages of 1 and 3 layers": Parallel(pp=2, first_stage_layers=1),
-    "a free-form layout": Parallel(pp=2, pipeline_layout="E|tt|tt|L"),
+    "a free-form layout": Parallel(pp=2, pipeline_layout="E|tt|tt|mL"),
 }
 
 
@@ -86,13 +96,14 @@ def poisoned() -> list[TrainSample]:
 def try_layout(checkpoint: Path, layout: str) -> list[dict[str, Any]]:
     """What each rank gets: log-probs, two steps, a step with a single sample, and steps with a bad sample."""
     initialize(LAYOUTS[layout], seed=0)
-    spec = glm4_spec(CONFIG)
+    spec = glm45_spec(CONFIG)
     trainer = Trainer(
         spec,
-        glm4_bridge(spec),
+        glm45_bridge(spec),
         checkpoint,
         model=Model(checkpoint=str(checkpoint), dtype="float32"),
         parallel=LAYOUTS[layout],
+        mtp=MTP(num_layers=1, train=True),
         max_tokens_per_gpu=40,
         bad_steps=BadSteps(max_in_a_row=1),
     )
@@ -124,6 +135,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "tiny"
         tiny_checkpoint(checkpoint, CONFIG, jitter=0.05)
+        tiny_mtp_layer(checkpoint, jitter=0.05)
         one, *others = LAYOUTS
         results = {}
         for world_size, layouts in ((1, [one]), (2, others)):
