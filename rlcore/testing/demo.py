@@ -55,9 +55,11 @@ class Demo:
             _write_problems(folder / f"{name}.jsonl", pairs)
 
     def _write_model(self, folder: Path, seed: int) -> None:
-        from rlcore.testing.tiny import tiny_checkpoint, tiny_tokenizer
+        from rlcore.testing.tiny import tiny_checkpoint, tiny_mtp_layer, tiny_tokenizer
 
         tiny_checkpoint(folder, self.config, seed=seed)
+        if self.config.get("num_nextn_predict_layers"):
+            tiny_mtp_layer(folder, seed=seed)
         tiny_tokenizer(
             folder,
             chat_template=self.chat_template.read_text(encoding="utf-8"),

@@ -18,6 +18,17 @@ HF = ["layers.0.up", "layers.1.up", "embed"]
 MEGATRON = ["decoder.0.fc1", "decoder.1.fc1", "embedding"]
 
 
+def test_what_a_model_is_built_without_is_kept():
+    bridge = WeightBridge((*BRIDGE.rows, Map("layers.3.up", "mtp.0.fc1", kept=True)))
+    names = [*HF, "layers.3.up"]
+    assert bridge.passes_through("layers.3.up")
+    assert not list(bridge.coverage(HF, MEGATRON).problems(""))
+    assert not list(bridge.coverage(names, MEGATRON).problems(""))
+    assert not list(bridge.coverage(names, [*MEGATRON, "mtp.0.fc1"]).problems(""))
+    (problem,) = bridge.coverage(HF, [*MEGATRON, "mtp.0.fc1"]).problems("checkpoint")
+    assert problem.message == "mtp.0.fc1 needs layers.3.up, which the checkpoint lacks"
+
+
 def test_indices_are_filled_in():
     assert BRIDGE.by_hf["layers.1.up"].megatron == "decoder.1.fc1"
     assert BRIDGE.by_megatron["decoder.0.fc1"].hf == ("layers.0.up",)

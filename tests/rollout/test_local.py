@@ -1,4 +1,6 @@
 import asyncio
+import json
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -10,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from rlcore.errors import RlcoreError
 from rlcore.rollout.engine import Delta, Request, SamplingParams
 from rlcore.rollout.local import LocalEngine
-from rlcore.testing.tiny import tiny_checkpoint
+from rlcore.testing.tiny import tiny_checkpoint, tiny_mtp_layer
 
 
 def request(name: str, prompt: Sequence[int] = (5, 6, 7), new: int = 12, **options: object) -> Request:
@@ -268,6 +270,22 @@ def test_a_tensor_that_does_not_fit_is_named(engine, name, shape, message):
 
     with pytest.raises(RlcoreError, match=message):
         asyncio.run(send())
+
+
+def test_tensors_that_transformers_does_not_run_are_passed_over(checkpoint, tmp_path):
+    drafting = tmp_path / "drafting"
+    shutil.copytree(checkpoint, drafting)
+    config = json.loads((drafting / "config.json").read_text()) | {"num_nextn_predict_layers": 1}
+    (drafting / "config.json").write_text(json.dumps(config))
+    tiny_mtp_layer(drafting)
+    engine = LocalEngine(drafting)
+
+    async def send():
+        async with engine.weight_update(1) as update:
+            await update.send({"model.layers.2.eh_proj.weight": torch.zeros(32, 64)})
+
+    asyncio.run(send())
+    assert engine.version == 1
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ ARCHITECTURE = {
     "topk_group": 1,
     "norm_topk_prob": True,
     "routed_scaling_factor": 1.0,
-    "num_nextn_predict_layers": 0,
+    "num_nextn_predict_layers": 1,
     "partial_rotary_factor": 0.5,
     "rope_theta": 100.0,
     "rms_norm_eps": 1e-5,

@@ -1,6 +1,6 @@
 """The tiny GLM-4.7-Flash that `make demo MODEL=glm47_flash` teaches; who makes it and its problems is rlcore.
 
-    python -m rlcore_glm47_flash.demo FOLDER [--seed N]
+python -m rlcore_glm47_flash.demo FOLDER [--seed N]
 """
 
 from pathlib import Path
@@ -30,6 +30,7 @@ ARCHITECTURE = {
     "intermediate_size": 256,
     "moe_intermediate_size": 64,
     "num_hidden_layers": 2,
+    "num_nextn_predict_layers": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "q_lora_rank": 48,

@@ -1,0 +1,89 @@
+"""The layer that predicts the token after next, against transformers' own model of it."""
+
+import pytest
+import torch
+from rlcore_glm47_flash.bridge import flash_bridge
+from rlcore_glm47_flash.spec import flash_spec
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import MtpModel
+
+from rlcore.bridge.export import Exporter, save_hf
+from rlcore.bridge.load import load_hf
+from rlcore.config.schema import Parallel, Recompute
+from rlcore.models.attention import PackedSequences
+from rlcore.models.build import build_model, transformer_config
+from rlcore.models.forward import forward_hidden, forward_mtp, output_weight
+from rlcore.models.hf_config import read_hf_config
+from rlcore.testing.routers import choice_margins
+from rlcore.testing.tiny import tiny_mtp_layer
+
+LENGTHS = (40, 5, 23)
+
+
+@pytest.fixture
+def load(megatron):
+    """Gives spec, bridge and model of a checkpoint, its MTP layer included."""
+
+    def make(folder):
+        spec = flash_spec(read_hf_config(folder))
+        config = transformer_config(
+            spec,
+            parallel=Parallel(),
+            dtype=torch.float32,
+            recompute=Recompute(),
+            megatron_overrides={},
+            mtp_layers=1,
+        )
+        bridge, stages = flash_bridge(spec), build_model(spec, config)
+        load_hf(stages, bridge, folder)
+        return spec, bridge, stages
+
+    return make
+
+
+def mtp_logits_of_transformers(spec, folder, parts):
+    """Row i of each sequence predicts token i + 2; the last two rows have nothing to predict."""
+    main = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    # What transformers has for no model of this type, or for the published depth only.
+    main.config.num_mtp_layers, main.config.mtp_mlp_layer_types = 1, ["sparse"]
+    main._keys_to_ignore_on_load_unexpected = [r"model\.layers\.3\..*"]
+    mtp = MtpModel.from_pretrained(main).eval()
+    spec.mend_transformers(main)
+    spec.mend_transformers(mtp)
+
+    def logits(tokens_t):
+        hidden = main.model(tokens_t[None], use_cache=False).last_hidden_state
+        positions = torch.arange(len(tokens_t) - 1)[None]
+        out = mtp.forward_layer(0, hidden[:, :-1], positions, None, input_ids=tokens_t[None, 1:])
+        return main.lm_head(out)[0]
+
+    return torch.cat([logits(part) for part in parts])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [{}, {"n_routed_experts": 12, "num_experts_per_tok": 3, "v_head_dim": 16}])
+def test_logits_are_those_of_transformers(load, make_checkpoint, shape):
+    folder = make_checkpoint(num_nextn_predict_layers=1, **shape)
+    tiny_mtp_layer(folder, jitter=0.1)
+    spec, _, (model,) = load(folder)
+    tokens_t = torch.randint(499, (sum(LENGTHS),), generator=torch.Generator().manual_seed(0))
+    sequences = PackedSequences.of(LENGTHS)
+    with choice_margins() as margins:
+        hidden_t1h = forward_hidden(model.eval(), tokens_t[None], sequences)
+        (mtp_t1h,) = forward_mtp(model, hidden_t1h, tokens_t[None], sequences)
+    assert min(margins) > 1e-5
+    ours = torch.cat([part[:-1] for part in (mtp_t1h[:, 0] @ output_weight(model).T).split(LENGTHS)])
+    theirs = mtp_logits_of_transformers(spec, folder, tokens_t.split(LENGTHS))
+    assert (ours - theirs).abs().max() <= 3e-6 * theirs.abs().max()
+
+
+def test_a_checkpoint_comes_back_bit_for_bit_with_its_mtp_layer(load, make_checkpoint, tmp_path):
+    folder = make_checkpoint(num_nextn_predict_layers=1)
+    tiny_mtp_layer(folder, jitter=0.1)
+    _, bridge, stages = load(folder)
+    save_hf(Exporter(stages, bridge), tmp_path / "saved", source=folder)
+    original, saved = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "saved"))
+    assert "model.layers.3.mlp.experts.7.down_proj.weight" in saved
+    assert original.keys() == saved.keys()
+    assert all(torch.equal(original[name], saved[name]) for name in original)
