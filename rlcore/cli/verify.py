@@ -68,6 +68,7 @@ class Findings:
             "max_rel_logit_diff": parity and parity.max_rel_logit_diff,
             "reference_noise": parity and parity.reference_noise,
             "tokens": parity and parity.tokens,
+            "left_out": parity and parity.left_out,
         }
 
 
@@ -142,4 +143,5 @@ def _parity_lines(findings: Findings) -> Iterator[str]:
         verdict = "holds" if parity.holds else "fails"
         yield f"parity      {verdict}: logits differ by {parity.max_rel_logit_diff:.1e} of the largest"
         yield f"            limit {parity.limit:.1e}; transformers from float64 {parity.reference_noise:.1e}"
-        yield f"            {parity.tokens} tokens"
+        left_out = f"; {parity.left_out} more follow a near-tie of experts" if parity.left_out else ""
+        yield f"            {parity.tokens} tokens{left_out}"

@@ -14,6 +14,7 @@ from rlcore.models.attention import PackedSequences
 from rlcore.models.build import build_model, transformer_config
 from rlcore.models.forward import forward_hidden, output_weight
 from rlcore.models.spec import ModelSpec
+from rlcore.trainer.choices import before_first_difference, joined, recorded_choices
 
 # Packed into one micro-batch on our side, run one by one on the other.
 LENGTHS = (5, 40, 3, 77, 20)
@@ -25,11 +26,15 @@ MOST_TIMES_NOISE = 2.0
 @dataclass(frozen=True)
 class Parity:
     """Largest difference of a logit, and that between transformers' fp32 and float64 runs; both are relative to
-    the largest logit."""
+    the largest logit.
+
+    They are about `tokens`; `left_out` are those that follow a choice of experts on which the runs differ.
+    """
 
     max_rel_logit_diff: float
     reference_noise: float
     tokens: int
+    left_out: int = 0
 
     @property
     def limit(self) -> float:
@@ -38,7 +43,15 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        return self.max_rel_logit_diff <= self.limit
+        return self.max_rel_logit_diff <= self.limit and self.tokens > self.left_out
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a model made of the tokens: logits, and the experts it chose in all layers."""
+
+    logits_tv: Tensor
+    choices_tk: Tensor
 
 
 def measure_parity(spec: ModelSpec, bridge: WeightBridge, checkpoint: Path, seed: int = 0) -> Parity:
@@ -49,32 +62,40 @@ def measure_parity(spec: ModelSpec, bridge: WeightBridge, checkpoint: Path, seed
     generator = torch.Generator().manual_seed(seed)
     tokens_t = torch.randint(spec.vocab_size, (sum(LENGTHS),), generator=generator)
     with torch.no_grad():
-        ours_tv = megatron_logits(spec, bridge, checkpoint, tokens_t, LENGTHS)
-        reference_tv, exact_tv = _transformers_logits(spec, checkpoint, tokens_t)
-    largest = exact_tv.abs().max()
+        ours = _run_megatron(spec, bridge, checkpoint, tokens_t)
+        reference, exact = _run_transformers(spec, checkpoint, tokens_t)
+    alike_t = before_first_difference(ours.choices_tk, reference.choices_tk, LENGTHS)
+    alike_t &= before_first_difference(exact.choices_tk, reference.choices_tk, LENGTHS)
+
+    def largest_difference(run: Run) -> float:
+        difference_tv = (run.logits_tv - reference.logits_tv)[alike_t]
+        return float(difference_tv.abs().max() / exact.logits_tv.abs().max()) if len(difference_tv) else 0.0
+
     return Parity(
-        max_rel_logit_diff=float((ours_tv - reference_tv).abs().max() / largest),
-        reference_noise=float((exact_tv - reference_tv).abs().max() / largest),
-        tokens=len(tokens_t),
+        max_rel_logit_diff=largest_difference(ours),
+        reference_noise=largest_difference(exact),
+        tokens=int(alike_t.sum()),
+        left_out=int((~alike_t).sum()),
     )
 
 
-def megatron_logits(
-    spec: ModelSpec, bridge: WeightBridge, checkpoint: Path, tokens_t: Tensor, lengths: tuple[int, ...]
-) -> Tensor:
-    """Build the model in fp32, load the checkpoint and run packed sequences of these lengths; [t, v]."""
+def _run_megatron(spec: ModelSpec, bridge: WeightBridge, checkpoint: Path, tokens_t: Tensor) -> Run:
+    """Build the model in fp32, load the checkpoint and run all sequences packed into one."""
     config = transformer_config(
         spec, parallel=Parallel(), dtype=torch.float32, recompute=Recompute(), megatron_overrides={}
     )
     (model,) = build_model(spec, config)
     load_hf([model], bridge, checkpoint)
     device = output_weight(model).device
-    hidden_t1h = forward_hidden(model.eval(), tokens_t[None].to(device), PackedSequences.of(lengths, device))
-    return (hidden_t1h[:, 0] @ output_weight(model).T).cpu()
+    with recorded_choices(model) as choices:
+        sequences = PackedSequences.of(LENGTHS, device)
+        hidden_t1h = forward_hidden(model.eval(), tokens_t[None].to(device), sequences)
+    logits_tv = (hidden_t1h[:, 0] @ output_weight(model).T).cpu()
+    return Run(logits_tv, joined(choices, len(tokens_t)))
 
 
-def _transformers_logits(spec: ModelSpec, checkpoint: Path, tokens_t: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits in fp32 and in float64."""
+def _run_transformers(spec: ModelSpec, checkpoint: Path, tokens_t: Tensor) -> tuple[Run, Run]:
+    """Run sequences one by one, in fp32 and in float64."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -91,10 +112,15 @@ def _transformers_logits(spec: ModelSpec, checkpoint: Path, tokens_t: Tensor) ->
         raise fail(str(checkpoint), f"transformers cannot load it: {error}") from error
     spec.mend_transformers(model)
 
-    def logits_tv() -> Tensor:
-        parts = [model(part_l[None], use_cache=False).logits[0] for part_l in tokens_t.split(LENGTHS)]
-        return torch.cat(parts)
+    def run() -> Run:
+        parts = [run_part(part_l) for part_l in tokens_t.split(LENGTHS)]
+        return Run(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
-    single_tv = logits_tv()
+    def run_part(tokens_l: Tensor) -> tuple[Tensor, Tensor]:
+        with recorded_choices(model) as choices:
+            logits_lv = model(tokens_l[None], use_cache=False).logits[0]
+        return logits_lv, joined(choices, len(tokens_l))
+
+    single = run()
     model.double()
-    return single_tv, logits_tv()
+    return single, run()

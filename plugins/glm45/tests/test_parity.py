@@ -4,9 +4,11 @@ import pytest
 import torch
 from rlcore_glm45.bridge import glm45_bridge
 from rlcore_glm45.spec import glm45_spec
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rlcore.bridge.load import load_hf
+from rlcore.bridge.transforms import Replicated
 from rlcore.models.attention import PackedSequences
 from rlcore.models.forward import forward_hidden, output_weight
 from rlcore.models.hf_config import read_hf_config
@@ -69,6 +71,35 @@ def test_logits_equal_where_experts_are_chosen_from_the_best_groups(megatron, ma
     assert_parity(make_checkpoint(n_routed_experts=16, num_experts_per_tok=4, n_group=4, topk_group=2))
 
 
+def test_tokens_whose_experts_are_chosen_by_a_near_tie_are_left_out(megatron, make_checkpoint):
+    folder = make_checkpoint(n_routed_experts=32, first_k_dense_replace=2)
+
+    def liken(tensors):
+        tensors["model.layers.2.mlp.gate.weight"][1] = tensors["model.layers.2.mlp.gate.weight"][0] * (1 + 1e-7)
+        tensors["model.layers.2.mlp.gate.e_score_correction_bias"][:2] = 0.05
+
+    rewrite(folder, liken)
+    spec = glm45_spec(read_hf_config(folder))
+    parity = measure_parity(spec, glm45_bridge(spec), folder)
+    assert parity.holds
+    assert parity.left_out > 0
+    assert parity.tokens + parity.left_out == 145
+
+
+def test_experts_in_another_order_fail(megatron, make_checkpoint, monkeypatch):
+    folder = make_checkpoint()
+    spec = glm45_spec(read_hf_config(folder))
+    read = Replicated.read
+
+    def shuffled(transform, sources, shape, shard):
+        tensor = read(transform, sources, shape, shard)
+        return tensor.flip(0) if shape == (8, 64) else tensor
+
+    monkeypatch.setattr(Replicated, "read", shuffled)
+    parity = measure_parity(spec, glm45_bridge(spec), folder)
+    assert not parity.holds
+
+
 def test_gradients_equal_those_of_transformers(build, make_checkpoint):
     folder = make_checkpoint()
     _, bridge, (model,) = build(folder)
@@ -87,6 +118,14 @@ def test_gradients_equal_those_of_transformers(build, make_checkpoint):
         written = entry.transform.write([ours[entry.megatron]])[entry.hf.index(name)]
         torch.testing.assert_close(written, gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
     assert theirs.keys() == {name for entry in bridge.entries if entry.megatron in ours for name in entry.hf}
+
+
+def rewrite(folder, change):
+    """Let `change` alter the tensors of a checkpoint."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def hub_gradients(model):
