@@ -1,4 +1,3 @@
-
 import pytest
 from rlcore_glm45.demo import DEMO
 
