@@ -9,6 +9,8 @@ DEMO := runs/demo
 KILLS ?= 5
 # PARALLEL=tp2 is --set parallel.tp=2: two processes learn what one does.
 LAYOUT := $(shell echo $(PARALLEL) | sed -E 's/([a-z]+)([0-9]+)/--set parallel.\1=\2/')
+# MTP=1 trains the multi-token prediction layer, which is random until then, beside the policy.
+DRAFTS := $(if $(MTP),--set mtp.num_layers=1 --set mtp.train=true)
 
 .PHONY: help setup demo test parity test-kill lint benchmark wheels clean
 
@@ -23,11 +25,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 		--editable '.[train,dev]' $(PLUGINS:%=--editable %)
 	touch $@
 
-demo: setup  ## train a tiny model with GRPO on this machine's CPU (MODEL=glm45, glm47_flash: another; PARALLEL=tp2, pp2, cp2, dp2: on two processes)
+demo: setup  ## train a tiny model with GRPO on this machine's CPU (MODEL=glm45, glm47_flash: another; PARALLEL=tp2, pp2, cp2, dp2: on two processes; MTP=1: drafts learn too)
 	rm -rf $(DEMO) $(DEMO)-data $(DEMO)-sft
 	$(BIN)/python -m rlcore_$(MODEL).demo $(DEMO)-data --seed $(SEED)
 	$(BIN)/rlcore sft $(MODEL)/tiny --run-dir $(DEMO)-sft --set seed=$(SEED) $(LAYOUT)
-	$(BIN)/rlcore train $(MODEL)/tiny --run-dir $(DEMO) --set seed=$(SEED) --set model.checkpoint=$(DEMO)-sft/hf $(LAYOUT)
+	$(BIN)/rlcore train $(MODEL)/tiny --run-dir $(DEMO) --set seed=$(SEED) --set model.checkpoint=$(DEMO)-sft/hf $(LAYOUT) $(DRAFTS)
 
 # Two workers on two cores: more threads inside each would only wait for one another.
 test: setup  ## the whole test suite
