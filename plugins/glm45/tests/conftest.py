@@ -70,13 +70,21 @@ def make_checkpoint(tmp_path):
 
 @pytest.fixture
 def build(megatron):
-    """Gives spec, bridge and the stages of the Megatron model for a checkpoint folder, or for a config."""
+    """Gives spec, bridge and the stages of the Megatron model for a checkpoint folder, or for a config.
+
+    Its MTP layers are left out unless `mtp_layers` says how many there are.
+    """
     from rlcore.models.build import build_model, transformer_config
 
-    def make(source, *, meta: bool = False, dtype: torch.dtype = torch.float32):
+    def make(source, *, meta: bool = False, dtype: torch.dtype = torch.float32, mtp_layers: int = 0):
         spec = glm45_spec(read_hf_config(source) if isinstance(source, Path) else source)
         config = transformer_config(
-            spec, parallel=Parallel(), dtype=dtype, recompute=Recompute(), megatron_overrides={}
+            spec,
+            parallel=Parallel(),
+            dtype=dtype,
+            recompute=Recompute(),
+            megatron_overrides={},
+            mtp_layers=mtp_layers,
         )
         return spec, glm45_bridge(spec), build_model(spec, config, meta=meta)
 

@@ -11,15 +11,6 @@ from rlcore.rollout.local_weights import unstacked
 
 PRESETS = sorted((Path(rlcore_glm45.__file__).parent / "presets").glob("*.json"))
 BILLIONS = {"glm-4.5": 352.8, "glm-4.5-air": 106.9, "glm-4.6": 352.8, "glm-4.7": 352.8}
-# In the names of the hub, the draft layer is one more layer of experts and these.
-DRAFT = (
-    "embed_tokens.weight",
-    "enorm.weight",
-    "hnorm.weight",
-    "eh_proj.weight",
-    "shared_head.norm.weight",
-    "shared_head.head.weight",
-)
 
 
 def published_shapes(config):
@@ -34,11 +25,17 @@ def published_shapes(config):
     }
 
 
-def draft_names(config, published):
-    """Names of the draft layer: those of the last layer, counted on, and its own."""
+def draft_shapes(config, published):
+    """The draft layer: another one like the last, what is its own, and the tables that it repeats."""
     last, draft = (f"model.layers.{config['num_hidden_layers'] - 1 + n}." for n in range(2))
-    as_last = [draft + name.removeprefix(last) for name in published if name.startswith(last)]
-    return [*as_last, *(draft + name for name in DRAFT)]
+    hidden = config["hidden_size"]
+    return {
+        **{draft + name.removeprefix(last): published[name] for name in published if name.startswith(last)},
+        **{f"{draft}{norm}.weight": (hidden,) for norm in ("enorm", "hnorm", "shared_head.norm")},
+        f"{draft}eh_proj.weight": (hidden, 2 * hidden),
+        f"{draft}embed_tokens.weight": (config["vocab_size"], hidden),
+        f"{draft}shared_head.head.weight": (config["vocab_size"], hidden),
+    }
 
 
 def test_the_published_models_have_presets():
@@ -49,15 +46,17 @@ def test_the_published_models_have_presets():
 def test_every_published_tensor_has_its_place_and_shape(build, preset):
     config = json.loads(preset.read_text())
     published = published_shapes(config)
-    spec, bridge, stages = build(config, meta=True)
+    spec, bridge, stages = build(config, meta=True, mtp_layers=1)
     own = megatron_tensors(stages)
-    names = [*published, *draft_names(config, published)]
-    assert not list(bridge.coverage(names, own).problems(preset.stem))
+    whole = published | draft_shapes(config, published)
+    assert not list(bridge.coverage(whole, own).problems(preset.stem))
     for name, tensor in own.items():
         entry = bridge.by_megatron[name]
         shapes = entry.transform.source_shapes(tuple(tensor.shape), tp=1)
-        assert shapes == tuple(published[hf] for hf in entry.hf)
+        assert shapes == tuple(whole[hf] for hf in entry.hf)
     elements = sum(torch.Size(shape).numel() for shape in published.values())
-    biases = sum(tensor.numel() for name, tensor in own.items() if name.endswith("expert_bias"))
-    assert spec.parameters == elements - biases
+    sizes = {name: t.numel() for name, t in own.items() if not name.endswith("expert_bias")}
+    drafting = sum(size for name, size in sizes.items() if name.startswith("mtp."))
+    assert spec.parameters == sum(sizes.values()) - drafting
+    assert spec.mtp_layers[0].parameters == drafting
     assert round(elements / 1e9, 1) == BILLIONS[preset.stem]

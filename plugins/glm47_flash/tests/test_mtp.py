@@ -2,19 +2,14 @@
 
 import pytest
 import torch
-from rlcore_glm47_flash.bridge import flash_bridge
-from rlcore_glm47_flash.spec import flash_spec
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import MtpModel
 
 from rlcore.bridge.export import Exporter, save_hf
 from rlcore.bridge.load import load_hf
-from rlcore.config.schema import Parallel, Recompute
 from rlcore.models.attention import PackedSequences
-from rlcore.models.build import build_model, transformer_config
 from rlcore.models.forward import forward_hidden, forward_mtp, output_weight
-from rlcore.models.hf_config import read_hf_config
 from rlcore.testing.routers import choice_margins
 from rlcore.testing.tiny import tiny_mtp_layer
 
@@ -22,20 +17,11 @@ LENGTHS = (40, 5, 23)
 
 
 @pytest.fixture
-def load(megatron):
-    """Gives spec, bridge and model of a checkpoint, its MTP layer included."""
+def load(build):
+    """Gives spec, bridge and stages of a checkpoint, its MTP layer included."""
 
     def make(folder):
-        spec = flash_spec(read_hf_config(folder))
-        config = transformer_config(
-            spec,
-            parallel=Parallel(),
-            dtype=torch.float32,
-            recompute=Recompute(),
-            megatron_overrides={},
-            mtp_layers=1,
-        )
-        bridge, stages = flash_bridge(spec), build_model(spec, config)
+        spec, bridge, stages = build(folder, mtp_layers=1)
         load_hf(stages, bridge, folder)
         return spec, bridge, stages
 
