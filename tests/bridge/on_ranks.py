@@ -69,9 +69,14 @@ def build(model: str, parallel: Parallel, *, meta: bool = False) -> tuple[list[P
     config, make_spec, make_bridge = MODELS[model]
     spec = make_spec(config)
     megatron = transformer_config(
-        spec, parallel=parallel, dtype=torch.float32, recompute=Recompute(), megatron_overrides={}
+        spec,
+        parallel=parallel,
+        dtype=torch.float32,
+        recompute=Recompute(),
+        megatron_overrides={},
+        mtp_layers=len(spec.mtp_layers),
     )
-    bridge = WeightBridge((*make_bridge(spec).rows, PassThrough("mtp.*")))
+    bridge = WeightBridge((*make_bridge(spec).rows, PassThrough("untrained.*")))
     return build_model(spec, megatron, meta=meta), bridge
 
 
@@ -88,7 +93,9 @@ def make_source(folder: Path, model: str) -> None:
     source = folder / model / "source"
     source.mkdir(parents=True)
     (source / "config.json").write_text("{}")
-    write_folder(source, [*tensors, ("mtp.0", torch.randn(3, generator=generator))], shard_bytes=SHARD_BYTES)
+    write_folder(
+        source, [*tensors, ("untrained.0", torch.randn(3, generator=generator))], shard_bytes=SHARD_BYTES
+    )
     stages, bridge = build(model, Parallel())
     load_hf(stages, bridge, source)
     save_hf(Exporter(stages, bridge), folder / model / "saved", source=source, shard_bytes=SHARD_BYTES)
@@ -155,7 +162,7 @@ def padding(bridge: WeightBridge, name: str, tensor: torch.Tensor) -> int:
 def differing(source: Path, given: Mapping[str, torch.Tensor]) -> list[str]:
     """Names that are not in both, or whose values are not the same to the bit."""
     with SafetensorsFolder(source) as folder:
-        expected = {name: folder.tensor(name) for name in folder.tensors if not name.startswith("mtp.")}
+        expected = {name: folder.tensor(name) for name in folder.tensors if not name.startswith("untrained.")}
     return [
         name
         for name in expected.keys() | given.keys()
