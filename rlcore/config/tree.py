@@ -102,6 +102,10 @@ class _Reader:
             if not isinstance(key, ScalarNode):
                 self.problems.append(Problem(place, "a key must be a word", "name: value"))
                 continue
+            if key.value == "<<":
+                message = "YAML 1.2 has no merge key '<<'"
+                self.problems.append(Problem(place, message, "an alias for a whole value, or a `base`"))
+                continue
             if key.value in children:
                 first = children[key.value].place
                 message = f"key {key.value!r} was already written at {first}"

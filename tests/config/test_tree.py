@@ -58,6 +58,11 @@ def test_recursion_tags_and_keys_that_are_no_words_are_refused(text):
         read(text)
 
 
+def test_the_merge_key_of_older_yaml_is_refused_by_name():
+    with pytest.raises(RlcoreError, match="no merge key '<<'"):
+        read("a: &a {x: 1}\nb: {<<: *a, y: 2}")
+
+
 def test_mappings_merge_and_lists_are_replaced():
     merged = merge(read("a: {x: 1, y: 2}\nb: [1, 2]"), read("a: {y: 3}\nb: [4]"))
     assert merged.plain() == {"a": {"x": 1, "y": 3}, "b": [4]}
