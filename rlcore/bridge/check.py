@@ -52,6 +52,12 @@ def _is_rounded(tensor: Tensor, stored: torch.dtype) -> bool:
     return not isinstance(tensor, nn.Parameter) and stored.itemsize < tensor.dtype.itemsize
 
 
+def mtp_layers_of(bridge: WeightBridge, source: SafetensorsFolder) -> int:
+    """How many MTP layers the checkpoint has, be they whole or not."""
+    places = [entry.megatron for entry in bridge.entries if not source.tensors.keys().isdisjoint(entry.hf)]
+    return len({name.split(".")[2] for name in places if name.startswith("mtp.layers.")})
+
+
 def missing_mtp_weights(bridge: WeightBridge, source: SafetensorsFolder, layers: int) -> list[str]:
     """Tensors of the first `layers` MTP layers that the checkpoint lacks, as one saved by transformers does."""
     wanted = tuple(f"mtp.layers.{layer}." for layer in range(layers))

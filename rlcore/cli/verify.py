@@ -98,17 +98,22 @@ def _compare(checkpoint: Path, spec: "ModelSpec", bridge: "WeightBridge") -> Fin
     """Names, shapes, types and values against the model, which is built without memory."""
     import torch
 
-    from rlcore.bridge.check import misfits, not_finite, surprising_types
+    from rlcore.bridge.check import misfits, mtp_layers_of, not_finite, surprising_types
     from rlcore.bridge.inventory import megatron_tensors
     from rlcore.bridge.safetensors_io import SafetensorsFolder
     from rlcore.config.schema import Parallel, Recompute
     from rlcore.models.build import build_model, transformer_config
 
-    config = transformer_config(
-        spec, parallel=Parallel(), dtype=torch.float32, recompute=Recompute(), megatron_overrides={}
-    )
-    own = megatron_tensors(build_model(spec, config, meta=True))
     with SafetensorsFolder(checkpoint) as source:
+        config = transformer_config(
+            spec,
+            parallel=Parallel(),
+            dtype=torch.float32,
+            recompute=Recompute(),
+            megatron_overrides={},
+            mtp_layers=mtp_layers_of(bridge, source),
+        )
+        own = megatron_tensors(build_model(spec, config, meta=True))
         problems = (
             *misfits(bridge, source, own, {}),
             *surprising_types(source, _announced_type(spec)),

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import MtpModel
 
 from rlcore.bridge.export import Exporter, save_hf
 from rlcore.bridge.load import load_hf
+from rlcore.cli.main import main
 from rlcore.models.attention import PackedSequences
 from rlcore.models.forward import forward_hidden, forward_mtp, output_weight
 from rlcore.testing.routers import choice_margins
@@ -87,3 +88,14 @@ def test_repeated_tables_follow_those_that_were_trained(load, make_checkpoint, t
     save_hf(Exporter([model], bridge), tmp_path / "saved", source=folder)
     saved = load_file(tmp_path / "saved" / "model.safetensors")
     assert torch.equal(saved["model.layers.3.embed_tokens.weight"], saved["model.embed_tokens.weight"])
+
+
+def test_a_layer_that_lacks_an_expert_is_not_sound(make_checkpoint, capsys):
+    folder = make_checkpoint()
+    tiny_mtp_layer(folder, jitter=0.1)
+    assert main(["verify", str(folder)]) == 0
+    tensors = load_file(folder / "model.safetensors")
+    lost = "model.layers.3.mlp.experts.5.down_proj.weight"
+    save_file({name: t for name, t in tensors.items() if name != lost}, folder / "model.safetensors")
+    assert main(["verify", str(folder)]) == 1
+    assert f"needs {lost}, which the checkpoint lacks" in capsys.readouterr().err
