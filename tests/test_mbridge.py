@@ -30,6 +30,27 @@ for folder in sys.argv[2:]:
     print(bridge.hf_config.model_type, len(dict(bridge.export_weights(models))), file=sys.stderr)
 """
 
+# One of two ranks that share each matrix and the experts; both export the whole checkpoint.
+RANK = """
+import sys
+import rlcore.mbridge
+import torch
+from mbridge import AutoBridge
+from megatron.core import parallel_state
+from safetensors.torch import load_file
+
+rank, meeting, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}/meeting", rank=rank, world_size=2)
+parallel_state.initialize_model_parallel(tensor_model_parallel_size=2, expert_model_parallel_size=2,
+    expert_tensor_parallel_size=1)
+bridge = AutoBridge.from_pretrained(folder, dtype=torch.float32)
+models = bridge.get_model(weight_path=folder, bf16=False)
+exported = {name: tensor.clone() for name, tensor in bridge.export_weights(models)}
+original = load_file(folder + "/model.safetensors")
+assert exported.keys() == original.keys()
+assert all(torch.equal(exported[name], original[name]) for name in original)
+"""
+
 
 @pytest.fixture
 def write(tmp_path):
@@ -74,6 +95,13 @@ def test_what_it_exports_is_the_checkpoint_bit_for_bit(write, demo):
     original = load_file(folder / "model.safetensors")
     assert exported.keys() == original.keys()
     assert all(torch.equal(exported[name], original[name]) for name in original)
+
+
+def test_ranks_load_their_parts_and_export_the_whole(write, tmp_path):
+    folder = write(FLASH)
+    command = [sys.executable, "-W", "ignore", "-c", RANK]
+    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path), str(folder)]) for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
 
 
 def test_the_layers_that_predict_further_tokens_come_along_if_asked_for(write):
