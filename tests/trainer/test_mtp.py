@@ -63,9 +63,9 @@ def folder(tmp_path_factory) -> Path:
 def make_drafting(folder):
     """Gives a trainer, ready to train, of a model with an MTP layer; keywords go to Trainer."""
 
-    def make(mtp=TRAINED, **keywords) -> Trainer:
+    def make(mtp=TRAINED, dtype="float32", **keywords) -> Trainer:
         spec = glm45_spec(CONFIG)
-        model = Model(checkpoint=str(folder), dtype="float32")
+        model = Model(checkpoint=str(folder), dtype=dtype)
         trainer = Trainer(spec, glm45_bridge(spec), folder, model=model, mtp=mtp, **keywords)
         trainer.prepare_optimizer(OPTIMIZER, total_steps=30)
         return trainer
@@ -182,6 +182,14 @@ def test_a_frozen_layer_is_measured_and_has_no_optimizer(make_drafting, make_sam
     assert not any(hasattr(parameter, "main_grad") for parameter in trainer.stages[0].mtp.parameters())
 
 
+def test_gradients_may_be_sent_while_others_are_computed(make_drafting, make_samples):
+    found = []
+    for overlap in (False, True):
+        trainer = make_drafting(megatron={"overlap_grad_reduce": overlap}, max_tokens_per_gpu=33)
+        found.append(trainer.backward(make_samples(LENGTHS), POLICY)["grad_norm"])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     "recompute",
     [Recompute(granularity="full"), Recompute(granularity="selective", modules=["core_attn", "moe"])],
@@ -207,9 +215,10 @@ def test_log_probs_need_no_mtp_layer(make_drafting, make_samples):
         assert torch.equal(log_probs_t, plain.log_probs(samples)[index])
 
 
-def test_a_resumed_run_continues_bit_for_bit(make_drafting, make_samples, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_resumed_run_continues_bit_for_bit(make_drafting, make_samples, tmp_path, dtype):
     batches = [make_samples(LENGTHS, seed=seed) for seed in range(3)]
-    whole, resumed = make_drafting(), make_drafting()
+    whole, resumed = make_drafting(dtype=dtype), make_drafting(dtype=dtype)
     whole.train_step(batches[0], POLICY)
     whole.save(tmp_path / "state")
     expected = [whole.train_step(batch, POLICY) for batch in batches[1:]]
