@@ -10,6 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says something about the machine, nothing about the code.
+settings.register_profile("rlcore", deadline=None)
+settings.load_profile("rlcore")
 
 OUTSIDE_PROJECT = """\
 [build-system]

@@ -16,6 +16,7 @@ from rlcore.registry import Catalog
 @pytest.fixture
 def catalog(outside_plugin, monkeypatch):
     monkeypatch.syspath_prepend(str(outside_plugin))
+    monkeypatch.delitem(sys.modules, "outside_reward", raising=False)
     return Catalog.installed()
 
 

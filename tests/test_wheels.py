@@ -12,14 +12,14 @@ import pytest
 from rlcore_glm4.demo import DEMO
 
 ROOT = Path(__file__).parents[1]
-PLUGINS = ("glm4", "glm45", "glm47_flash", "rewards")
+PLUGINS = ("glm4", "glm45", "glm47-flash", "rewards")
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory):
     """A wheel of every distribution, by name."""
     out = tmp_path_factory.mktemp("wheels")
-    for folder in (ROOT, *(ROOT / "plugins" / name for name in PLUGINS)):
+    for folder in (ROOT, *(ROOT / "plugins" / name.replace("-", "_") for name in PLUGINS)):
         command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, folder]
         subprocess.run(command, check=True, capture_output=True)
     return {path.name.split("-")[0].replace("_", "-"): path for path in out.glob("*.whl")}

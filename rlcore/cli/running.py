@@ -85,8 +85,13 @@ def run(command: str, args: argparse.Namespace, place: "RunPlace", body: Callabl
 @contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
     """End a run on SIGTERM, which job schedulers send, as on Ctrl-C: saved, and with the way on."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # A shell that starts a run in the background has it ignore Ctrl-C, and with it would go SIGTERM.
+    before = [
+        signal.signal(signal.SIGINT, signal.default_int_handler),
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)),
+    ]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)

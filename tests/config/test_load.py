@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rlcore.config.dump import dump
@@ -122,7 +122,6 @@ anything = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(name=texts, stop=st.lists(texts, max_size=3), options=st.dictionaries(texts, anything, max_size=3))
 def test_any_recipe_survives_dump_and_load(tmp_path_factory, name, stop, options):
     made = {"name": name, "model": {"checkpoint": name}, "rollout": {"stop": stop}, "megatron": options}
