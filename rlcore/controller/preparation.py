@@ -110,16 +110,23 @@ def _missing_section(recipe: Recipe, command: str) -> list[Problem]:
 
 
 def _missing_mtp_weights(loaded: LoadedRecipe, model: ModelPlugins, checkpoint: Path) -> Iterator[Problem]:
-    """One problem if the recipe wants MTP layers that config.json announces and the files lack."""
-    layers = loaded.recipe.mtp.num_layers
-    if not layers or loaded.recipe.model.load:
-        return
-    with SafetensorsFolder(checkpoint) as source:
-        missing = missing_mtp_weights(model.bridge, source, layers)
-    if missing:
-        message = f"{checkpoint} lacks {missing[0]} and {len(missing) - 1} more tensors of its MTP layers"
-        remedy = "num_layers: 0, or the published checkpoint: transformers drops them when it saves one"
-        yield Problem(loaded.place("mtp.num_layers"), message, remedy)
+    """Files, of the policy or its reference, that lack MTP layers which config.json has and a recipe wants."""
+    recipe, layers = loaded.recipe, loaded.recipe.mtp.num_layers
+    folders = {"mtp.num_layers": recipe.model.load or checkpoint}
+    if recipe.algorithm.kl.reference:
+        folders["algorithm.kl.reference"] = Path(recipe.algorithm.kl.reference)
+    for key, folder in folders.items():
+        # A torch_dist checkpoint says by itself what it lacks.
+        if not layers or not any(folder.expanduser().glob("*.safetensors")):
+            continue
+        with SafetensorsFolder(folder.expanduser()) as source:
+            missing = missing_mtp_weights(model.bridge, source, layers)
+        if missing:
+            message = f"{folder} lacks {missing[0]} and {len(missing) - 1} more tensors of its MTP layers"
+            remedy = (
+                "mtp.num_layers: 0, or a checkpoint that has them: transformers drops them when it saves one"
+            )
+            yield Problem(loaded.place(key), message, remedy)
 
 
 def _checkpoint_folder(recipe: Recipe) -> Path:

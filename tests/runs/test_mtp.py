@@ -69,6 +69,17 @@ def test_a_layer_that_the_files_lack_is_missed_before_the_run(world, drafting, c
     assert not (world.folder / "missed").exists()
 
 
+def test_so_is_one_that_the_reference_lacks(world, drafting, capsys):
+    folder = shutil.copytree(drafting, world.folder / "reference")
+    without = {name: t for name, t in tensors_of(folder).items() if not name.startswith(LAYER)}
+    save_file(without, folder / "model.safetensors", metadata={"format": "pt"})
+    kl = ("algorithm.kl.loss_coefficient=0.1", f"algorithm.kl.reference={folder}")
+    assert world.train_only("reference", f"model.checkpoint={drafting}", *TRAINED, *kl) == 1
+    message = capsys.readouterr().err
+    assert "algorithm.kl.reference" in message
+    assert f"lacks {LAYER}enorm.weight and" in message
+
+
 def test_a_model_without_such_layers_says_so(world, capsys):
     assert world.train_only("none", *TRAINED) == 1
     assert "the model has no MTP layers" in capsys.readouterr().err
