@@ -43,10 +43,11 @@ class Heart:
         return Beat(phase, entered, self._clock() - since)
 
 
-def stall(call: str, beats: Mapping[int, Beat | None]) -> Stall:
+def stall(call: str, beats: Mapping[int, Beat | None], silence: float) -> Stall:
     """Sum up the answers of ranks, by rank, in a call that all are in; None stands for no answer.
 
-    Waited for are those that do not answer, else those that came least far.
+    Waited for are those that do not answer, else those that came least far. Where none answers, nothing has
+    moved for the seconds of `silence` since one did.
     """
     known = {rank: beat for rank, beat in beats.items() if beat}
     working = {rank: beat for rank, beat in known.items() if beat.phase is not None}
@@ -59,7 +60,7 @@ def stall(call: str, beats: Mapping[int, Beat | None]) -> Stall:
         whom = "it" if len(behind) == 1 else "them"
         where = next((_since(working[rank]) for rank in waiting if rank in working), "finished")
         parts.append(f"{_names(waiting)} {'waits' if len(waiting) == 1 else 'wait'} for {whom} ({where})")
-    return Stall(min((beat.seconds for beat in known.values()), default=float("inf")), "; ".join(parts))
+    return Stall(min((beat.seconds for beat in known.values()), default=silence), "; ".join(parts))
 
 
 def _place(call: str, rank: int, beat: Beat | None) -> str:

@@ -65,9 +65,11 @@ class RayGroup:
     def check(self) -> None:
         if self._end:
             raise self._end
-        ended, _ = ray.wait(self._lives, timeout=0)
+        # Another thread may give the ranks up in between.
+        lives = self._lives
+        ended = ray.wait(lives, timeout=0)[0] if lives else []
         if ended:
-            raise self._lost(self._died(self._lives.index(ended[0])))
+            raise self._lost(self._died(lives.index(ended[0])))
 
     def log_to(self, folder: Path) -> None:
         moved = [worker.log_to.remote(_log(folder, rank)) for rank, worker in enumerate(self._workers)]
@@ -84,7 +86,9 @@ class RayGroup:
         for answer in answered:
             with suppress(RayActorError):
                 beats[answers.index(answer)] = ray.get(answer)
-        return heartbeat.stall(self._during, beats)
+        if any(beats.values()):
+            self._heard = time.monotonic()
+        return heartbeat.stall(self._during, beats, time.monotonic() - self._heard)
 
     def give_up(self, reason: str) -> None:
         self._reason = reason
@@ -95,7 +99,7 @@ class RayGroup:
         self._ray.stop()
 
     def _results(self, calls: list[ray.ObjectRef]) -> list[Any]:
-        self._busy = True
+        self._busy, self._heard = True, time.monotonic()
         try:
             outcomes = self._outcomes(calls)
         finally:
@@ -126,15 +130,16 @@ class RayGroup:
 
     def _failure(self, outcomes: dict[int, Outcome]) -> RlcoreError:
         """The error for outcomes of which some are bad. Ranks that all refused can go on; others cannot."""
-        rank, first = next((rank, outcome) for rank, outcome in outcomes.items() if not outcome.is_good)
         problems = dict.fromkeys(problem for outcome in outcomes.values() for problem in outcome.problems)
         if len(outcomes) == len(self._workers) and all(outcome.problems for outcome in outcomes.values()):
             return RlcoreError(problems)
-        if problems:
+        crash = next(((rank, outcome) for rank, outcome in outcomes.items() if outcome.cause), None)
+        if crash is None:
             return self._lost(*problems)
-        message = f"{self._during} ended in {first.cause}"
-        error = self._lost(Problem(self._name(rank), message, self._hint(rank)))
-        error.add_note(first.trace)
+        rank, outcome = crash
+        message = f"{self._during} ended in {outcome.cause}"
+        error = self._lost(Problem(self._name(rank), message, self._hint(rank)), *problems)
+        error.add_note(outcome.trace)
         return error
 
     def _died(self, rank: int) -> Problem:

@@ -9,7 +9,15 @@ import torch
 
 from rlcore.data.train_sample import TrainSample
 
-_DTYPES = {"tokens": np.int32, "fresh": np.bool_}
+_DTYPES = {
+    "tokens": np.int32,
+    "loss_mask": np.float32,
+    "advantages": np.float32,
+    "old_log_probs": np.float32,
+    "ref_log_probs": np.float32,
+    "rollout_log_probs": np.float32,
+    "fresh": np.bool_,
+}
 
 
 def register() -> None:
@@ -33,9 +41,7 @@ def _tensor(sent: tuple[np.ndarray, torch.dtype, torch.Size]) -> torch.Tensor:
 def _arrays(sample: TrainSample) -> dict[str, Any]:
     values = {field.name: getattr(sample, field.name) for field in fields(sample)}
     return {
-        name: value
-        if value is None or isinstance(value, str | int)
-        else np.asarray(value, _DTYPES.get(name, np.float32))
+        name: value if value is None or isinstance(value, str | int) else np.asarray(value, _DTYPES[name])
         for name, value in values.items()
     }
 

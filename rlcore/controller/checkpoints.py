@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlcore.config.schema import Checkpoints as Settings
-from rlcore.controller.manifest import damage, write_manifest
+from rlcore.controller.manifest import damage, to_disk, write_manifest
 from rlcore.errors import RlcoreError, fail
 
 STATE = "state.json"
@@ -114,7 +114,8 @@ class CheckpointStore:
             write_manifest(draft)
             shutil.rmtree(place, ignore_errors=True)
             os.replace(draft, place)
-        self._prune()
+            to_disk(self.folder)
+        self._prune(place)
         return place
 
     @contextmanager
@@ -132,13 +133,17 @@ class CheckpointStore:
                 self._begun = None
             raise
 
-    def _prune(self) -> None:
-        """Remove checkpoints that need not be kept, and drafts of attempts that died."""
-        drafts, complete = [], []
-        for place in sorted(self.folder.glob("step-*")):
-            (drafts if place.name.endswith(_UNFINISHED) else complete).append(place)
+    def _prune(self, newest: Path) -> None:
+        """Remove what need not be kept: old checkpoints, drafts of attempts that died, and what is ahead.
+
+        Checkpoints ahead of the newest are damaged, or a resume would not have gone back behind them.
+        """
+        places = sorted(self.folder.glob("step-*"))
+        drafts = [place for place in places if place.name.endswith(_UNFINISHED)]
+        ahead = [place for place in places if place.name > newest.name and place not in drafts]
+        complete = [place for place in places if place.name <= newest.name and place not in drafts]
         old = [place for place in complete[: -self._settings.keep_last] if not self._for_good(place)]
-        for place in drafts + old:
+        for place in drafts + ahead + old:
             shutil.rmtree(place)
 
     def _for_good(self, place: Path) -> bool:

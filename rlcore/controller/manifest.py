@@ -20,8 +20,10 @@ def write_manifest(folder: Path) -> None:
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
-        _to_disk(path)
+        to_disk(path)
     write_json(folder / MANIFEST, {str(path.relative_to(folder)): _entry(path) for path in files})
+    for path in (folder / MANIFEST, *(path for path in folder.rglob("*") if path.is_dir()), folder):
+        to_disk(path)
 
 
 def damage(folder: Path) -> str | None:
@@ -52,7 +54,13 @@ def _entry(path: Path) -> dict[str, int]:
         return {"bytes": size, "crc32": zlib.crc32(file.read(), zlib.crc32(head))}
 
 
-def _to_disk(path: Path) -> None:
-    """Ask the system to write a file now: a rename must not reach the disk before what it publishes."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def to_disk(path: Path) -> None:
+    """Ask the system to write a file, or a folder's list of names, now. Raises OSError.
+
+    A rename must not reach the disk before what it publishes.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

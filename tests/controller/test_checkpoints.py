@@ -56,6 +56,11 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert save_steps(tmp_path, [1, 2, 3, 4], keep_last=2) == ["step-000003", "step-000004"]
 
 
+def test_a_damaged_one_that_a_resume_went_behind_costs_no_sound_one(tmp_path):
+    assert save_steps(tmp_path, [3], keep_last=1) == ["step-000003"]
+    assert save_steps(tmp_path, [2], keep_last=1) == ["step-000002"]
+
+
 def test_every_nth_checkpoint_is_kept_for_good(tmp_path):
     assert save_steps(tmp_path, [2, 3, 4, 5], keep_last=1, keep_every=2) == [
         "step-000002",
