@@ -103,7 +103,10 @@ def megatron_problems(settings: Mapping[str, Any]) -> list[Problem]:
     """Check `megatron:`; places are keys of the recipe. Unknown names pass where Megatron is not installed."""
     problems = list(_problems("megatron", settings, _OWNED_MEGATRON, megatron_fields()))
     if settings.get("moe_token_dispatcher_type") == "allgather":
-        message = "'allgather' takes no micro-batches of varying lengths, and all are packed"
+        message = (
+            "'allgather' needs equally many tokens on all ranks of an expert group, and packed micro-batches "
+            "vary in length from rank to rank; Megatron refuses it for any model with variable lengths"
+        )
         problems.append(Problem("megatron.moe_token_dispatcher_type", message, "alltoall, or flex on GPUs"))
     return problems
 

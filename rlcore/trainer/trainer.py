@@ -38,6 +38,7 @@ from rlcore.trainer.guard import BadStepError
 from rlcore.trainer.metrics import Tally, Totals, summary, tally
 from rlcore.trainer.objectives import Objective
 from rlcore.trainer.optimizer import TrainingState, is_training_field
+from rlcore.trainer.routing import routing_metrics
 from rlcore.trainer.scoring import Scorer
 from rlcore.trainer.share import Share, share_of, speaks
 from rlcore.trainer.state_writer import StateWriter
@@ -205,6 +206,7 @@ class Trainer:
         own = Totals.of([one.tally for one in trained] if speaks() else [])
         metrics = summary(Totals.merge(from_all_ranks(own)))
         metrics |= {"grad_norm": state.gradient_norm(), "samples": float(len(samples)), **share.metrics}
+        metrics |= routing_metrics(self.stages)
         if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
             raise self._not_finite(trained if speaks() else [], samples, metrics)
         return metrics

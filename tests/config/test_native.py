@@ -62,7 +62,8 @@ def test_a_wrong_megatron_setting_gets_a_remedy(name, value, message, remedy):
 
 def test_a_dispatcher_that_takes_no_packed_batches_is_refused():
     (problem,) = megatron_problems({"moe_token_dispatcher_type": "allgather"})
-    assert "varying lengths" in problem.message
+    assert "equally many tokens on all ranks of an expert group" in problem.message
+    assert "vary in length from rank to rank" in problem.message
     assert "alltoall" in problem.remedy
 
 

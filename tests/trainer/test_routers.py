@@ -11,6 +11,7 @@ from rlcore.bridge.export import Exporter
 from rlcore.bridge.safetensors_io import write_folder
 from rlcore.config.schema import Model, Optimizer, Parallel, Recompute
 from rlcore.models.build import build_model, transformer_config
+from rlcore.trainer.choices import recorded_choices
 from rlcore.trainer.objectives import SftObjective
 from rlcore.trainer.trainer import Trainer
 
@@ -69,3 +70,30 @@ def test_expert_biases_move_with_the_weights_and_not_before(trainer, make_sample
     assert torch.equal(biases(), before)
     trainer.train_step(samples, SftObjective())
     assert (biases() - before).abs().max() == pytest.approx(1e-3, rel=1e-4)
+
+
+def test_a_step_reports_how_its_tokens_were_shared_out(trainer, make_samples):
+    samples = make_samples([(5, 9), (3, 17), (8, 4)], advantages=None, old_log_probs=None)
+    with recorded_choices(trainer.stages[0]) as choices:
+        metrics = trainer.backward(samples, SftObjective())
+    routers = MOE["layers"] - 1
+    counts_le = torch.stack(
+        [
+            torch.cat(choices[layer::routers]).flatten().bincount(minlength=MOE["experts"])
+            for layer in range(routers)
+        ]
+    ).float()
+    ratios_l = counts_le.amax(-1) / counts_le.mean(-1)
+    assert counts_le.sum() == sum(len(sample.tokens) for sample in samples) * routers * MOE["experts_per_token"]
+    assert metrics["router/max_load_over_mean"] == pytest.approx(float(ratios_l.mean()))
+    assert metrics["router/max_load_over_mean_worst"] == pytest.approx(float(ratios_l.max()))
+    assert metrics["router/load_min"] == counts_le.min()
+    assert metrics["router/load_max"] == counts_le.max()
+    assert metrics["router/unused_experts"] == (counts_le == 0).sum()
+
+
+def test_scoring_between_steps_does_not_count_as_load(trainer, make_samples):
+    samples = make_samples([(5, 9), (3, 17), (8, 4)], advantages=None, old_log_probs=None)
+    once = trainer.backward(samples, SftObjective())
+    trainer.log_probs(samples)
+    assert trainer.backward(samples, SftObjective()) == pytest.approx(once)
