@@ -34,7 +34,7 @@ CURVES: dict[str, dict[str, Any]] = {
     "entropy": {"title": "Entropy", "note": "nats per token"},
     "mtp/acceptance": {"title": "Drafts accepted", "note": "share that the policy would keep", "text": percent},
     "mtp/loss": {"title": "MTP loss", "note": "nats per token"},
-    "router/max_load_over_mean": {"title": "Load of experts", "note": "most loaded over the mean, of all layers"},
+    "router/max_load_over_mean": {"title": "Load of experts", "note": "most loaded over the mean"},
     "response/length_mean": {"title": "Response length", "note": "tokens, mean"},
     "response/truncated": {"title": "Truncated responses", "note": "share cut short", "text": percent},
     "grad_norm": {"title": "Gradient norm", "note": "before clipping"},
