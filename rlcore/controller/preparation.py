@@ -122,7 +122,7 @@ def _missing_mtp_weights(loaded: LoadedRecipe, model: ModelPlugins, checkpoint: 
         with SafetensorsFolder(folder.expanduser()) as source:
             missing = missing_mtp_weights(model.bridge, source, layers)
         if missing:
-            message = f"{folder} lacks {missing[0]} and {len(missing) - 1} more tensors of its MTP layers"
+            message = f"{folder} lacks {len(missing)} tensors of its MTP layers, such as {missing[0]}"
             remedy = (
                 "mtp.num_layers: 0, or a checkpoint that has them: transformers drops them when it saves one"
             )

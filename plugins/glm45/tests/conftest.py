@@ -9,8 +9,7 @@ from rlcore_glm45.spec import glm45_spec
 
 from rlcore.config.schema import Parallel, Recompute
 from rlcore.models.hf_config import read_hf_config
-from rlcore.testing.tiny import tiny_checkpoint
-from rlcore.trainer.setup import process_groups
+from rlcore.testing.fixtures import make_checkpoint, megatron
 
 CONFIG = {
     "model_type": "glm4_moe",
@@ -46,26 +45,6 @@ CONFIG = {
 def config():
     """The content of a tiny model's config.json."""
     return dict(CONFIG)
-
-
-@pytest.fixture(scope="module")
-def megatron():
-    """Process groups of one process; built models need them."""
-    torch.set_num_threads(1)
-    with process_groups(Parallel(), seed=0):
-        yield
-
-
-@pytest.fixture
-def make_checkpoint(tmp_path):
-    """Gives the folder of a random checkpoint; keywords change its config.json."""
-
-    def make(seed: int = 0, name: str = "checkpoint", **changes) -> Path:
-        folder = tmp_path / name
-        tiny_checkpoint(folder, {**CONFIG, **changes}, seed=seed, jitter=0.05)
-        return folder
-
-    return make
 
 
 @pytest.fixture
