@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := plugins/glm4 plugins/glm45 plugins/glm47_flash plugins/rewards
+PLUGINS := plugins/glm4 plugins/glm45 plugins/glm47_flash plugins/glm52_dsa plugins/rewards
 MODEL ?= glm4
 SEED ?= 1
 DEMO := runs/demo
@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
 		--editable '.[train,dev]' $(PLUGINS:%=--editable %)
 	touch $@
 
-demo: setup  ## train a tiny model with GRPO on this machine's CPU (MODEL=glm45, glm47_flash: another; PARALLEL=tp2, pp2, cp2, dp2: on two processes; MTP=1: drafts learn too)
+demo: setup  ## train a tiny model with GRPO on this machine's CPU (MODEL=glm45, glm47_flash, glm52_dsa: another; PARALLEL=tp2, pp2, cp2, dp2: on two processes; MTP=1: drafts learn too)
 	rm -rf $(DEMO) $(DEMO)-data $(DEMO)-sft
 	$(BIN)/python -m rlcore_$(MODEL).demo $(DEMO)-data --seed $(SEED)
 	$(BIN)/rlcore sft $(MODEL)/tiny --run-dir $(DEMO)-sft --set seed=$(SEED) $(LAYOUT)

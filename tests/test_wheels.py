@@ -12,7 +12,7 @@ import pytest
 from rlcore_glm4.demo import DEMO
 
 ROOT = Path(__file__).parents[1]
-PLUGINS = ("glm4", "glm45", "glm47-flash", "rewards")
+PLUGINS = ("glm4", "glm45", "glm47-flash", "glm52-dsa", "rewards")
 
 
 @pytest.fixture(scope="module")

@@ -47,17 +47,20 @@ def mixture_of_experts(hf: str, megatron: str, over: Over, *, experts: int) -> t
     )
 
 
-def latent_attention(hf: str, megatron: str, over: Over) -> tuple[Map, ...]:
-    """Projections down to the latents, whole on every rank; their norms; and up from them, split by heads."""
+def latent_attention(hf: str, megatron: str, over: Over, *, fused_norms: bool = True) -> tuple[Map, ...]:
+    """Projections down to the latents, whole on every rank; their norms; and up from them, split by heads.
+
+    Norms belong to the projections that follow them unless `fused_norms` is off: then they are modules.
+    """
     down = {"q_a_proj": "linear_q_down_proj", "kv_a_proj_with_mqa": "linear_kv_down_proj"}
-    up = {"q": "linear_q_up_proj", "kv": "linear_kv_up_proj"}
+    norm = "linear_{}_up_proj.layer_norm_weight" if fused_norms else "{}_layernorm.weight"
     return (
         *(Map(f"{hf}{a}.weight", f"{megatron}{b}.weight", over=over) for a, b in down.items()),
+        *(Map(f"{hf}{x}_a_layernorm.weight", megatron + norm.format(x), over=over) for x in ("q", "kv")),
         *(
-            Map(f"{hf}{a}_a_layernorm.weight", f"{megatron}{b}.layer_norm_weight", over=over)
-            for a, b in up.items()
+            Map(f"{hf}{x}_b_proj.weight", f"{megatron}linear_{x}_up_proj.weight", Rows(), over)
+            for x in ("q", "kv")
         ),
-        *(Map(f"{hf}{a}_b_proj.weight", f"{megatron}{b}.weight", Rows(), over) for a, b in up.items()),
         Map(f"{hf}o_proj.weight", f"{megatron}linear_proj.weight", Columns(), over),
     )
 
