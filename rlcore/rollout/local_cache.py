@@ -1,14 +1,18 @@
-"""Keys and values of the local engine, and the attention function that keeps them.
+"""What the local engine keeps of every token, and the attention function that keeps keys and values.
 
 The model's own forward runs on packed tokens; transformers hands each layer's query, key and value to
-`slot_attention`, which stores the new keys and values and attends over what is stored. One forward packs
-the newest token of every row first, then the other tokens of rows that just entered (their prefill).
+`slot_attention`, which stores the new keys and values and attends over what is stored. A model whose
+attention keeps something else brings its own (`ModelSpec.serve_transformers`). One forward packs the newest
+token of every row first, then the other tokens of rows that just entered (their prefill).
 
 Axes: r rows, t packed tokens, h heads, g key/value heads, l cached positions, d head dimension.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -49,7 +53,10 @@ class PrefixCopy:
 
 @dataclass
 class ForwardPlan:
-    """Where each packed token belongs. The first `rows` tokens are the newest ones of rows 0, 1, …"""
+    """Where each packed token belongs. The first `rows` tokens are the newest ones of rows 0, 1, …
+
+    `shared` is for what layers leave to others of the same forward, and to the engine.
+    """
 
     rows: int
     row_t: torch.Tensor
@@ -59,14 +66,19 @@ class ForwardPlan:
     copies: tuple[PrefixCopy, ...] = ()
     masks: dict[tuple[int, torch.dtype], torch.Tensor] = field(default_factory=dict)
     targets: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def hidden_rl(self) -> torch.Tensor:
+        """Bool [r, l]: what a row has not cached, as far as the longest one reaches."""
+        position_r = self.position_t[: self.rows]
+        return torch.arange(self.longest, device=position_r.device) > position_r[:, None]
 
     def mask(self, queries: int, dtype: torch.dtype) -> torch.Tensor:
         """Additive mask [r, 1, queries, l] that hides what a row has not cached; made once per forward."""
         if (queries, dtype) not in self.masks:
-            position_r = self.position_t[: self.rows]
-            hidden_rl = torch.arange(self.longest, device=position_r.device) > position_r[:, None]
-            mask_rl = torch.zeros(hidden_rl.shape, dtype=dtype, device=position_r.device)
-            mask_rl.masked_fill_(hidden_rl, float("-inf"))
+            mask_rl = torch.zeros(self.hidden_rl.shape, dtype=dtype, device=self.position_t.device)
+            mask_rl.masked_fill_(self.hidden_rl, float("-inf"))
             # Expanded over the queries: the CPU's fused kernel is half as fast with a broadcast axis.
             self.masks[queries, dtype] = mask_rl[:, None, None].expand(-1, 1, queries, -1)
         return self.masks[queries, dtype]
@@ -80,13 +92,12 @@ class ForwardPlan:
 
 
 class SlotCache:
-    """Per layer keys [r, g, l, d] and values alike, allocated at the first forward and grown on demand."""
+    """Tensors [r, g, l, d] by name, each allocated when first kept and grown on demand."""
 
     def __init__(self) -> None:
         self.rows = 0
         self.length = 0
-        self._keys: dict[int, torch.Tensor] = {}
-        self._values: dict[int, torch.Tensor] = {}
+        self._kept: dict[Hashable, torch.Tensor] = {}
 
     def reserve(self, rows: int, length: int, most_rows: int) -> None:
         """Make room for `rows` rows of `length` positions; never more than `most_rows` rows."""
@@ -96,45 +107,40 @@ class SlotCache:
             length = max(length, int(self.length * GROWTH))
             self.length = -(-length // LENGTH_STEP) * LENGTH_STEP
 
-    def store(self, layer: int, key_gtd: torch.Tensor, value_gtd: torch.Tensor, plan: ForwardPlan) -> None:
-        """Write one forward's keys and values of a layer, then copy the prefixes that rows share."""
-        for kept, new_gtd in ((self._keys, key_gtd), (self._values, value_gtd)):
-            cache = self._room(kept, layer, new_gtd)
-            index = plan.target(new_gtd.shape[0], cache.shape[2])
-            cache.view(-1, cache.shape[3]).index_copy_(0, index, new_gtd.reshape(-1, cache.shape[3]))
-            for copy in plan.copies:
-                prefix = cache[:, :, : copy.length]
-                prefix[copy.target_n] = prefix[copy.source_n]
+    def keep(self, name: Hashable, new_gtd: torch.Tensor, plan: ForwardPlan) -> torch.Tensor:
+        """Write what one forward makes under a name, then copy the prefixes that rows share; return all of it.
 
-    def layer(self, layer: int, plan: ForwardPlan) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [r, g, l, d] of the plan's rows, as long as its longest."""
-        return (
-            self._keys[layer][: plan.rows, :, : plan.longest],
-            self._values[layer][: plan.rows, :, : plan.longest],
-        )
+        The tensor [r, g, l, d] has room for more rows and positions than the plan's.
+        """
+        cache = self._room(name, new_gtd)
+        index = plan.target(new_gtd.shape[0], cache.shape[2])
+        cache.view(-1, cache.shape[3]).index_copy_(0, index, new_gtd.reshape(-1, cache.shape[3]))
+        for copy in plan.copies:
+            prefix = cache[:, :, : copy.length]
+            prefix[copy.target_n] = prefix[copy.source_n]
+        return cache
 
     def move(self, source: int, target: int, length: int) -> None:
         """Row `target` becomes a copy of the first `length` positions of row `source`."""
-        for cache in (*self._keys.values(), *self._values.values()):
+        for cache in self._kept.values():
             cache[target, :, :length] = cache[source, :, :length]
 
     def clear(self) -> None:
         """Give all memory back."""
         self.rows = self.length = 0
-        self._keys.clear()
-        self._values.clear()
+        self._kept.clear()
 
-    def _room(self, kept: dict[int, torch.Tensor], layer: int, new_gtd: torch.Tensor) -> torch.Tensor:
-        old = kept.get(layer)
+    def _room(self, name: Hashable, new_gtd: torch.Tensor) -> torch.Tensor:
+        old = self._kept.get(name)
         heads, _, width = new_gtd.shape
         shape = (self.rows, heads, self.length, width)
         if old is not None and old.shape == shape:
             return old
         # Zeros, not garbage: a masked NaN would still poison the product with its zero weight.
-        kept[layer] = new_gtd.new_zeros(shape)
+        self._kept[name] = cache = new_gtd.new_zeros(shape)
         if old is not None:
-            kept[layer][: old.shape[0], :, : old.shape[2]] = old
-        return kept[layer]
+            cache[: old.shape[0], :, : old.shape[2]] = old
+        return cache
 
 
 def slot_attention(
@@ -153,8 +159,9 @@ def slot_attention(
     `query` is [1, h, t, d], `key` and `value` [1, g, t, d]; returns [1, t, h, d].
     """
     cache, plan = slots
-    cache.store(module.layer_idx, key[0], value[0], plan)
-    decoded = _attend_to_cache(query[0, :, : plan.rows], *cache.layer(module.layer_idx, plan), plan, scaling)
+    keys = cache.keep(("keys", module.layer_idx), key[0], plan)[: plan.rows, :, : plan.longest]
+    values = cache.keep(("values", module.layer_idx), value[0], plan)[: plan.rows, :, : plan.longest]
+    decoded = _attend_to_cache(query[0, :, : plan.rows], keys, values, plan, scaling)
     if not plan.prefills:
         return decoded[None], None
     new = [_attend_causally(query[0], key[0], value[0], prefill, scaling) for prefill in plan.prefills]
