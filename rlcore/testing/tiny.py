@@ -72,11 +72,12 @@ def tiny_checkpoint(
     return model
 
 
-def tiny_mtp_layer(folder: Path, *, seed: int = 0, jitter: float = 0.0) -> None:
+def tiny_mtp_layer(folder: Path, *, like: int = -1, seed: int = 0, jitter: float = 0.0) -> None:
     """Add to a tiny checkpoint the MTP layer that its config.json announces and transformers leaves out.
 
-    It stands after the last layer, is shaped like it, and repeats the model's tables, as published ones do.
-    Matrices are random, norms are ones; `jitter` is that of `tiny_checkpoint`.
+    It stands after the last layer, is shaped like the one that `like` counts (from the end where negative), and
+    repeats the model's tables, as published ones do. Matrices are random, norms are ones; `jitter` is that of
+    `tiny_checkpoint`.
     """
     import json
 
@@ -93,8 +94,8 @@ def tiny_mtp_layer(folder: Path, *, seed: int = 0, jitter: float = 0.0) -> None:
         start = 1.0 if "norm" in name else 0.0
         return start + noise * (config.get("initializer_range", 0.02) if len(shape) > 1 else jitter)
 
-    last, own = (f"model.layers.{layers + after}." for after in (-1, 0))
-    shapes = {own + name.removeprefix(last): t.shape for name, t in tensors.items() if name.startswith(last)}
+    other, own = (f"model.layers.{number}." for number in (like % layers, layers))
+    shapes = {own + name.removeprefix(other): t.shape for name, t in tensors.items() if name.startswith(other)}
     shapes |= {f"{own}{name}.weight": (hidden,) for name in ("enorm", "hnorm", "shared_head.norm")}
     shapes[f"{own}eh_proj.weight"] = (hidden, 2 * hidden)
     tensors |= {name: drawn(name, *shape) for name, shape in shapes.items()}
