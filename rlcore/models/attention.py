@@ -22,10 +22,14 @@ from rlcore.models.context_parallel import ContextSplit, Piece, gather_rows
 
 @dataclass
 class PackedSequences(PackedSeqParams):
-    """Megatron's packed sequences that remember their lengths on the host, so that no layer asks a device."""
+    """Megatron's packed sequences that remember their lengths on the host, so that no layer asks a device.
+
+    `shared` is what layers leave for later ones, and for themselves when they are recomputed.
+    """
 
     lengths: tuple[int, ...] = ()
     cp: ContextSplit = field(default_factory=ContextSplit)
+    shared: dict[Any, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -65,6 +69,11 @@ class PackedSequences(PackedSeqParams):
     def position_ids(self) -> Tensor:
         """Position of each token of this rank in its own sequence, int64 [1, t]."""
         return self.cu_seqlens_q.position_t[None]
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Where each of this rank's tokens stands among those of all context-parallel ranks, int64 [s]."""
+        return self.cp.places(self.lengths).to(self.cu_seqlens_q.device)
 
     @cached_property
     def pieces(self) -> list[Piece]:

@@ -73,7 +73,7 @@ def _attend_in_plain_torch(layers: Iterable[ModuleSpec]) -> None:
     usual = gpt_layer_specs.TESpecProvider().core_attention()
     for layer in layers:
         parts = layer.submodules.self_attention.submodules
-        if parts.core_attention is usual:
+        if getattr(parts, "core_attention", None) is usual:
             parts.core_attention = PackedAttention
 
 

@@ -28,11 +28,26 @@ def rotate_packed(
     `angles` are Megatron's, [positions, 1, 1, r], each written twice: side by side where the pairs to be
     rotated are, else half a width apart. Latent attention's come in side by side and leave half a width apart.
     """
-    position_t = cu_seqlens.position_t
+    neighbours = (rotary_interleaved or multi_latent_attention, rotary_interleaved)
+    return rotate(x_thd, cu_seqlens.position_t, angles, *neighbours, mscale=mscale)
+
+
+def rotate(
+    x_thd: Tensor,
+    position_t: Tensor,
+    angles: Tensor,
+    neighbours_in: bool,
+    neighbours_out: bool,
+    *,
+    mscale: float = 1.0,
+) -> Tensor:
+    """Rotate the first r of d widths of each head by its token's position; `angles` are Megatron's.
+
+    The numbers of a pair come in and leave side by side (`neighbours`), or else half of r apart.
+    """
     cos_t1r, sin_t1r = ((turn * mscale)[position_t, 0] for turn in (angles.cos(), angles.sin()))
     wide_thd = x_thd.to(torch.promote_types(x_thd.dtype, torch.float32))
-    neighbours = (rotary_interleaved or multi_latent_attention, rotary_interleaved)
-    return _Rotation.apply(wide_thd, cos_t1r, sin_t1r, *neighbours).to(x_thd.dtype)
+    return _Rotation.apply(wide_thd, cos_t1r, sin_t1r, neighbours_in, neighbours_out).to(x_thd.dtype)
 
 
 class _Rotation(torch.autograd.Function):
