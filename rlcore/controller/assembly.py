@@ -62,6 +62,7 @@ async def running_engine(prepared: Prepared) -> AsyncIterator[LocalEngine]:
         dtype=rollout.local.dtype or prepared.recipe.model.dtype,
         overrides=prepared.recipe.model.overrides,
         mend=prepared.model.spec.mend_transformers,
+        serve=prepared.model.spec.serve_transformers,
     )
     try:
         yield engine

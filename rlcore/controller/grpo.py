@@ -125,6 +125,7 @@ class Grpo:
             loss_mask=sample.loss_mask,
             rollout_log_probs=sample.log_probs,
             fresh=[made == version for made in sample.versions],
+            selections=sample.selections or None,
         )
 
     def _needs_log_probs(self, updates: int) -> bool:

@@ -29,11 +29,11 @@ def rollout_metrics(samples: Sequence[Sample]) -> dict[str, float]:
 def update_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Metrics of the optimizer steps on one rollout: means over those taken; `skipped` counts the others.
 
-    Log-prob gaps are those of the first: after it, trainer and engine rightly differ.
+    How far trainer and engine are apart is that of the first: after it, they rightly differ.
     """
     taken = [row for row in rows if not row["skipped"]] or rows
     means = {name: fmean(row[name] for row in taken) for name in taken[0]}
-    gaps = {name: value for name, value in rows[0].items() if name.startswith("logprob_gap/")}
+    gaps = {name: value for name, value in rows[0].items() if name.startswith(("logprob_gap/", "dsa/"))}
     return {**means, **gaps, "skipped": fsum(row["skipped"] for row in rows)}
 
 

@@ -28,8 +28,9 @@ class Sample:
 
     The four per-token lists (`tokens`, `log_probs`, `loss_mask`, `versions`) cover the response only and
     have equal length. `log_probs` are those of the distribution that was sampled from (temperature, top-p
-    and top-k applied), natural logarithm. `group` counts prompts over the whole run and `index` counts the
-    samples of one prompt: together they identify a sample and seed its randomness.
+    and top-k applied), natural logarithm. `selections`, where the engine runs sparse attention and says what
+    it selected, is a fifth (`rlcore.models.selections`), else empty. `group` counts prompts over the whole run
+    and `index` counts the samples of one prompt: together they identify a sample and seed its randomness.
     """
 
     prompt: str | list[Message]
@@ -46,6 +47,7 @@ class Sample:
     status: Status = Status.PENDING
     reward: float | None = None
     reward_parts: dict[str, float] = field(default_factory=dict)
+    selections: list[int] = field(default_factory=list)
 
     @property
     def length(self) -> int:

@@ -11,7 +11,8 @@ class TrainSample:
     `tokens` is both together, of which the first `prompt_length` (at least 1) are the prompt. All other
     sequences have one entry per response token; log-probs are natural logarithms. `fresh` marks tokens that the
     engine drew with the weights at this rollout's start (all of them by default): there, engine and trainer
-    must agree. `name` identifies the sample in messages.
+    must agree; `selections` say what sparse attention selected in the engine (`rlcore.models.selections`).
+    `name` identifies the sample in messages.
     """
 
     name: str
@@ -23,6 +24,7 @@ class TrainSample:
     ref_log_probs: Sequence[float] | None = None
     rollout_log_probs: Sequence[float] | None = None
     fresh: Sequence[bool] | None = None
+    selections: Sequence[int] | None = None
 
     @property
     def response_length(self) -> int:

@@ -53,7 +53,9 @@ class ModelSpec:
     them, by default one like the model's last.
 
     `mend_transformers` changes transformers' model in place where it does not compute what the published model
-    was trained to: whoever runs transformers for this family calls it after loading.
+    was trained to: whoever runs transformers for this family calls it after loading. `serve_transformers`,
+    which the local engine alone calls after that, is for attention that has more to cache than keys and
+    values: it makes it do so in the engine's slots (`rlcore.rollout.local_cache`).
     """
 
     model_type: str
@@ -70,6 +72,12 @@ class ModelSpec:
     mtp_layers: tuple[LayerInfo, ...] = ()
     mtp_layer_spec: "Callable[[TransformerConfig], ModuleSpec] | None" = None
     mend_transformers: "Callable[[PreTrainedModel], None]" = lambda model: None
+    serve_transformers: "Callable[[PreTrainedModel], None]" = lambda model: None
+
+    @property
+    def stage_starts(self) -> tuple[bool, ...]:
+        """Whether each layer may start a pipeline stage."""
+        return tuple(layer.may_start_stage for layer in self.layers)
 
     @property
     def parameters(self) -> int:

@@ -52,12 +52,17 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Delta:
     """New tokens of a request, with the log-prob of each under the distribution it was drawn from, and the
-    weight version that made each; `finish` is set on the last delta only."""
+    weight version that made each; `finish` is set on the last delta only.
+
+    `selections` are those of `rlcore.models.selections` at the place that each token was drawn at, from engines
+    that run sparse attention and tell; else it is empty.
+    """
 
     tokens: Sequence[int]
     log_probs: Sequence[float]
     versions: Sequence[int]
     finish: FinishReason | None = None
+    selections: Sequence[int] = ()
 
 
 class WeightUpdate(Protocol):

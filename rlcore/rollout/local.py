@@ -61,10 +61,12 @@ class LocalEngine:
         dtype: str = "float32",
         overrides: Mapping[str, Any] = MappingProxyType({}),
         mend: "Callable[[PreTrainedModel], None]" = lambda model: None,
+        serve: "Callable[[PreTrainedModel], None]" = lambda model: None,
     ) -> None:
         """Load a folder in Hugging Face format; `concurrency` sequences decode together.
 
-        `overrides` replace values of its config.json; `mend` is the `mend_transformers` of its ModelSpec.
+        `overrides` replace values of its config.json; `mend` and `serve` are the `mend_transformers` and
+        `serve_transformers` of its ModelSpec.
         Raises RlcoreError for a folder that transformers cannot read.
         """
         try:
@@ -74,6 +76,7 @@ class LocalEngine:
         except (OSError, ValueError) as error:
             raise fail(str(checkpoint), f"transformers cannot load it: {error}") from error
         mend(model)
+        serve(model)
         with SafetensorsFolder(Path(checkpoint)) as folder:
             left_out = folder.tensors.keys() - hub_tensors(model)
         has_tokenizer = (Path(checkpoint) / "tokenizer.json").exists()
@@ -303,5 +306,11 @@ class LocalEngine:
     def _deliver(self, ticket: Ticket, finish: FinishReason | None = None) -> None:
         since, ticket.sent = ticket.sent, len(ticket.tokens)
         ticket.inbox.put_nowait(
-            Delta(ticket.tokens[since:], ticket.log_probs[since:], ticket.versions[since:], finish)
+            Delta(
+                ticket.tokens[since:],
+                ticket.log_probs[since:],
+                ticket.versions[since:],
+                finish,
+                ticket.selections[since:],
+            )
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlcore.models.selections import SELECTIONS
 from rlcore.rollout.engine import Request, SamplingParams
 from rlcore.rollout.local_cache import ForwardPlan, PrefixCopy, SlotCache, group_prefills
 from rlcore.rollout.local_linear import has_small_linears
@@ -34,6 +35,7 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
+    selections: list[int] = field(default_factory=list)
     slot: int | None = None
     prefix: tuple[int, ...] = ()
 
@@ -74,6 +76,7 @@ class Slots:
     stop_ids: torch.Tensor
     out_tokens: torch.Tensor
     out_log_probs: torch.Tensor
+    out_selections: torch.Tensor
 
     @classmethod
     def empty(cls, rows: int, device: torch.device) -> "Slots":
@@ -84,7 +87,8 @@ class Slots:
             return torch.zeros(shape, dtype=torch.float32, device=device)
 
         numbers = [whole(rows) for _ in range(5)]
-        return cls(*numbers, real(rows), real(rows), whole(rows), whole(rows, 1), whole(rows, 1), real(rows, 1))
+        knobs = real(rows), real(rows), whole(rows), whole(rows, 1)
+        return cls(*numbers, *knobs, whole(rows, 1), real(rows, 1), whole(rows, 1))
 
     def head(self, rows: int) -> "Slots":
         """Views of the first rows."""
@@ -118,6 +122,7 @@ class Batch:
         self._knobs = Knobs()
         self._keep = torch.arange(0, device=model.device)
         self._prefixes: dict[tuple[int, ...], Row] = {}
+        self._selects = False
 
     @property
     def vocab_size(self) -> int:
@@ -143,6 +148,7 @@ class Batch:
             token_b, log_prob_b = sample(logits_bv, uniform(live.stream, live.made), self._knobs)
         live.out_tokens.scatter_(1, live.made[:, None], token_b[:, None])
         live.out_log_probs.scatter_(1, live.made[:, None], log_prob_b[:, None])
+        self._note_selections(plan)
         live.token.copy_(token_b)
         live.made += 1
         live.position += 1
@@ -155,6 +161,8 @@ class Batch:
         row.tokens += self._slots.out_tokens[row.slot, known:made].tolist()
         row.log_probs += self._slots.out_log_probs[row.slot, known:made].tolist()
         row.versions += [version] * (made - known)
+        if self._selects:
+            row.selections += self._slots.out_selections[row.slot, known:made].tolist()
 
     @torch.inference_mode()
     def remove(self, rows: Sequence[Row]) -> None:
@@ -182,6 +190,15 @@ class Batch:
         """Give the cache's memory back; no row may be running."""
         self._prefixes.clear()
         self._cache.clear()
+
+    def _note_selections(self, plan: ForwardPlan) -> None:
+        """Where attention is sparse, write what was selected up to each row's newest token."""
+        hash_t = plan.shared.get(SELECTIONS)
+        self._selects = hash_t is not None
+        if self._selects:
+            kept = self._cache.keep(SELECTIONS, hash_t[None, :, None], plan)
+            total_r = kept[: plan.rows, 0, : plan.longest, 0].masked_fill(plan.hidden_rl, 0).sum(-1)
+            self._live.out_selections.scatter_(1, self._live.made[:, None], total_r[:, None])
 
     def _enter(self, waiting: deque[Row]) -> list[Entry]:
         """Give slots to waiting rows, in order, while there are slots and the prefill stays in bounds."""
@@ -213,8 +230,8 @@ class Batch:
         params = [row.params for row in rows]
         stops = [list(knob.stop_token_ids) for knob in params]
         slots.widen("stop_ids", max(map(len, stops)), fill=-1)
-        slots.widen("out_tokens", max(knob.max_new_tokens for knob in params))
-        slots.widen("out_log_probs", max(knob.max_new_tokens for knob in params))
+        for name in ("out_tokens", "out_log_probs", "out_selections"):
+            slots.widen(name, max(knob.max_new_tokens for knob in params))
         width = slots.stop_ids.shape[1]
         columns: dict[str, list[Any]] = {
             "token": [entry.context[-1] for entry in entered],

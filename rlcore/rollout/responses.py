@@ -101,6 +101,7 @@ class Responder:
         sample.tokens += delta.tokens
         sample.log_probs += delta.log_probs
         sample.versions += delta.versions
+        sample.selections += delta.selections
         sample.loss_mask += [1] * len(delta.tokens)
         if delta.finish:
             sample.status = STATUS[delta.finish]

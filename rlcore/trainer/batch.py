@@ -50,6 +50,7 @@ class MicroBatch:
     ref_log_probs_t: torch.Tensor | None
     rollout_log_probs_t: torch.Tensor | None
     fresh_t: torch.Tensor | None
+    selections_t: torch.Tensor | None
 
     @property
     def local_targets_l(self) -> torch.Tensor:
@@ -110,12 +111,14 @@ def micro_batch(
 
 
 def _joined(
+        selections_t=_joined(members, lambda sample: sample.selections, device, np.int64),
     samples: Sequence[TrainSample],
     field: Callable[[TrainSample], Sequence[float] | None],
     device: torch.device,
 ) -> torch.Tensor | None:
-    """One float32 tensor [t] of a per-token field; None unless every sample has it."""
+    """One tensor [t] of a per-token field; None unless every sample has it."""
     parts = [part for sample in samples if (part := field(sample)) is not None]
     if len(parts) < len(samples):
+    dtype: type[np.generic] = np.float32,
         return None
-    return torch.from_numpy(np.concatenate([np.asarray(part, dtype=np.float32) for part in parts])).to(device)
+    return torch.from_numpy(np.concatenate([np.asarray(part, dtype=dtype) for part in parts])).to(device)

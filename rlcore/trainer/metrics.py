@@ -76,22 +76,19 @@ def tally(scores: TokenScores, loss: TokenLoss, batch: MicroBatch, drafts: Draft
     if batch.old_log_probs_t is not None:
         ratio_t = (scores.log_probs_t - batch.old_log_probs_t).exp()
         maxima["ratio_max"] = (ratio_t * batch.loss_mask_t).max()
-    if batch.rollout_log_probs_t is not None:
-        before_t = scores.log_probs_t if batch.old_log_probs_t is None else batch.old_log_probs_t
-        gap_t = (before_t - batch.rollout_log_probs_t).abs()
-        fresh_t = batch.loss_mask_t if batch.fresh_t is None else batch.loss_mask_t * batch.fresh_t
-        sums |= {"gap": (gap_t * fresh_t).sum(), "fresh": fresh_t.sum()}
-        maxima["logprob_gap/max"] = (gap_t * fresh_t).max()
     return Tally(sums, maxima)
 
 
 def summary(totals: Totals) -> dict[str, float]:
-    """The step's metrics: `loss`, `tokens`, each per-token metric's mean, and the log-prob gap in nats."""
+    """The step's metrics: `loss`, `tokens`, each per-token metric's mean, the log-prob gap in nats, and the
+    share of tokens for which sparse attention selected otherwise than in the engine."""
     sums = dict(totals.sums)
     tokens, weight = sums.pop("tokens"), sums.pop("weight")
     found = {"loss": sums.pop("loss"), "tokens": tokens}
     if "gap" in sums:
-        found["logprob_gap/mean"] = sums.pop("gap") / max(sums.pop("fresh"), 1.0)
+        found["logprob_gap/mean"] = sums.pop("gap") / max(sums.pop("compared"), 1.0)
+    if "flips" in sums:
+        found["dsa/selection_flips"] = sums.pop("flips") / max(sums.pop("selected"), 1.0)
     if "mtp/drafted" in sums:
         own = {name: sums.pop(name) for name in list(sums) if name.startswith("mtp/")}
         found |= rates(own)

@@ -89,3 +89,4 @@ def speaks() -> bool:
         and parallel_state.get_tensor_model_parallel_rank() == 0
         and parallel_state.get_context_parallel_rank() == 0
     )
+        selections=None,

@@ -32,6 +32,7 @@ from rlcore.models.mtp import freeze_mtp
 from rlcore.models.spec import ModelSpec
 from rlcore.ranks import from_all_ranks
 from rlcore.trainer.batch import MicroBatch
+from rlcore.trainer.agreement import compare, own_selections
 from rlcore.trainer.buckets import buckets
 from rlcore.trainer.checkpoint import is_torch_dist, load_state, load_weights, start_saving
 from rlcore.trainer.guard import BadStepError
@@ -49,11 +50,15 @@ _NAMED_SAMPLES = 5
 
 @dataclass(frozen=True)
 class _Trained:
-    """What a micro-batch leaves behind: its losses, in case a sample has to be found by them, and its tally."""
+    """What a micro-batch leaves behind: its losses, in case a sample has to be found by them, and its tally.
+
+    Log-probs are there to be compared with the engine's, when all stages have run.
+    """
 
     batch: MicroBatch
     loss_t: torch.Tensor
     tally: Tally
+    log_probs_t: torch.Tensor
 
 
 class Trainer:
@@ -203,7 +208,8 @@ class Trainer:
         loss = partial(self._loss, objective, self._average_auxiliary_losses(samples))
         trained: list[_Trained] = self._run(share.batches, loss, forward_only=False)
         self._enter("metrics and gradient norm")
-        own = Totals.of([one.tally for one in trained] if speaks() else [])
+        selections = own_selections(share.batches)
+        own = Totals.of(list(_tallies(trained, selections)) if speaks() else [])
         metrics = summary(Totals.merge(from_all_ranks(own)))
         metrics |= {"grad_norm": state.gradient_norm(), "samples": float(len(samples)), **share.metrics}
         metrics |= routing_metrics(self.stages)
@@ -340,7 +346,12 @@ class Trainer:
             drafts = self._scorer.draft(stage, batch, hidden_s1h)
         if drafts and self._mtp.train:
             loss = loss + self._mtp.loss_scaling_factor * drafts.loss(batch.weight_t)
-        done = _Trained(batch, token_loss.loss_t.detach(), tally(scores, token_loss, batch, drafts))
+        done = _Trained(
+            batch,
+            token_loss.loss_t.detach(),
+            scores.log_probs_t.detach(),
+            tally(scores, token_loss, batch, drafts),
+        )
         return loss * factor, torch.zeros((), dtype=torch.int, device=loss.device), done
 
     def _not_finite(
@@ -363,6 +374,13 @@ class Trainer:
 
 def _check(samples: Sequence[TrainSample]) -> None:
     raise_if_any(
+def _tallies(trained: Sequence[_Trained], selections: Sequence[torch.Tensor | None]) -> Iterator[Tally]:
+    """What micro-batches add to the step: what they did, and how it compares with the engine."""
+    for one, own_t in zip(trained, selections, strict=True):
+        yield one.tally
+        yield compare(one.batch, one.log_probs_t, own_t)
+
+
         Problem(sample.name, "needs at least one prompt token and one response token to be trained on")
         for sample in samples
         if sample.prompt_length < 1 or sample.response_length < 1

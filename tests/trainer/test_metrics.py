@@ -25,7 +25,7 @@ def test_ranks_without_micro_batches_of_their_own_add_nothing():
 
 
 def test_a_metric_that_only_some_micro_batches_have_counts_where_it_is():
-    found = summary(Totals.of([tally(0.0), tally(0.0, ratio_max=2.0, gap=0.5, fresh=2.0)]))
+    found = summary(Totals.of([tally(0.0), tally(0.0, ratio_max=2.0, gap=0.5, compared=2.0)]))
     assert found["ratio_max"] == 2.0
     assert found["logprob_gap/mean"] == 0.25
 
