@@ -1,0 +1,206 @@
+"""GLM-5's self-attention for Megatron's layers: each query attends to the keys that an indexer chose.
+
+Queries and values are brought to the latents' width and back (arXiv 2405.04434, section 2.1.2), so that a
+token's keys are one latent for all heads, which is all that context-parallel ranks gather. Parameters have the
+names of Megatron's latent attention. Axes: s tokens of this tensor-parallel rank, t of this context-parallel
+rank, T of everybody; h heads, n widths of a head, l of the latents of keys and values, k chosen keys.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.common.embeddings import RotaryEmbedding
+from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    checkpoint,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import MLATransformerConfig
+from torch import Tensor
+
+from rlcore.models.attention import PackedSequences
+from rlcore.models.context_parallel import gather_rows
+from rlcore.models.rotary import rotate
+from rlcore.models.selections import add_selections
+from rlcore_glm52_dsa.indexer import Indexer, replicated_linear
+from rlcore_glm52_dsa.schedule import sources
+from rlcore_glm52_dsa.selection import fingerprint, select
+from rlcore_glm52_dsa.sparse import attend
+
+if TYPE_CHECKING:
+    from rlcore_glm52_dsa.spec import IndexerSizes
+
+
+class SparseLatentAttention(MegatronModule):
+    """Self-attention of packed sequences. `full` says which layers, those of MTP included, have an indexer."""
+
+    def __init__(
+        self,
+        config: MLATransformerConfig,
+        layer_number: int,
+        *,
+        full: Sequence[bool],
+        sizes: "IndexerSizes",
+        pg_collection: ProcessGroupCollection,
+        **_: Any,
+    ) -> None:
+        super().__init__(config)
+        layer = layer_number - 1
+        self.groups = pg_collection
+        self.source = sources(full)[layer]
+        self.ordinal = sum(full[:layer])
+        self.indexer = Indexer(config, sizes) if full[layer] else None
+        self.topk = sizes.topk
+        self.is_mtp = layer >= config.num_layers
+        self.head_width = config.qk_head_dim + config.qk_pos_emb_head_dim
+        self.rotary_pos_emb = RotaryEmbedding(
+            config.qk_pos_emb_head_dim, 1.0, rotary_base=config.rotary_base, cp_group=pg_collection.cp
+        )
+        self._make_projections()
+
+    def _make_projections(self) -> None:
+        config, heads = self.config, self.config.num_attention_heads
+        parts, norm = gpt_layer_specs.TESpecProvider(), gpt_layer_specs.TENorm
+        shared = {"config": config, "bias": False, "skip_bias_add": False, "is_expert": False}
+        split = {**shared, "init_method": config.init_method, "gather_output": False}
+        self.linear_q_down_proj = replicated_linear(config, config.hidden_size, config.q_lora_rank)
+        self.q_layernorm = norm(config, config.q_lora_rank, config.layernorm_epsilon)
+        self.linear_q_up_proj = parts.column_parallel_linear()(
+            config.q_lora_rank, heads * self.head_width, **split, tp_group=self.groups.tp
+        )
+        latent = config.kv_lora_rank
+        self.linear_kv_down_proj = replicated_linear(
+            config, config.hidden_size, latent + config.qk_pos_emb_head_dim
+        )
+        self.kv_layernorm = norm(config, latent, config.layernorm_epsilon)
+        self.linear_kv_up_proj = AbsorbedProjection(
+            latent, heads * (config.qk_head_dim + config.v_head_dim), **split, tp_group=self.groups.tp
+        )
+        self.linear_proj = parts.row_parallel_linear()(
+            heads * config.v_head_dim,
+            config.hidden_size,
+            **{**shared, "skip_bias_add": True},
+            init_method=config.output_layer_init_method,
+            input_is_parallel=True,
+            tp_group=self.groups.tp,
+        )
+
+    def forward(
+        self,
+        hidden_s1h: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        packed_seq_params: PackedSequences,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend within each sequence; [s, 1, h] in and out, as Megatron's layers ask, and a bias."""
+        sequences, own = packed_seq_params, self._own_rows(len(hidden_s1h))
+        angles = self.rotary_pos_emb(sequences.max_seqlen_q, packed_seq=True)
+        latent_s1q = self.q_layernorm(self.linear_q_down_proj(hidden_s1h)[0])
+        index_tk = self._choice(hidden_s1h, latent_s1q, angles, own, sequences)
+        compressed_s1d, _ = self.linear_kv_down_proj(hidden_s1h)
+        latent_s1l, key_s1r = compressed_s1d.split(
+            [self.config.kv_lora_rank, self.config.qk_pos_emb_head_dim], -1
+        )
+        position_t = sequences.position_ids[0]
+        rotated_s1r = rotate(key_s1r, position_t[own], angles, True, False)
+        key_Td = self._everybodys(torch.cat([self.kv_layernorm(latent_s1l), rotated_s1r], -1)[:, 0], sequences)
+
+        def attend_to(latent_s1q: Tensor, key_Td: Tensor) -> Tensor:
+            return self._attend(latent_s1q, key_Td, index_tk, position_t, angles)
+
+        if self._is_recomputed():
+            return self.linear_proj(checkpoint(attend_to, False, latent_s1q, key_Td))
+        return self.linear_proj(attend_to(latent_s1q, key_Td))
+
+    def _attend(
+        self, latent_s1q: Tensor, key_Td: Tensor, index_tk: Tensor, position_t: Tensor, angles: Tensor
+    ) -> Tensor:
+        """Attention of this rank's heads: [t, 1, heads · value width]."""
+        query_t1e, _ = self.linear_q_up_proj(latent_s1q)
+        query_thn = query_t1e[:, 0].unflatten(-1, (-1, self.head_width))
+        plain_thn, turned_thr = query_thn.split([self.config.qk_head_dim, self.config.qk_pos_emb_head_dim], -1)
+        key_up_hnl, value_up_hnl = self.linear_kv_up_proj()
+        absorbed_thl = torch.einsum("thn,hnl->thl", plain_thn, key_up_hnl)
+        query_thd = torch.cat([absorbed_thl, rotate(turned_thr, position_t, angles, True, False)], -1)
+        seen_thl = attend(query_thd, key_Td, index_tk, self.head_width**-0.5, self.config.kv_lora_rank)
+        return torch.einsum("thl,hnl->thn", seen_thl, value_up_hnl).flatten(1)[:, None]
+
+    def _choice(
+        self, hidden_s1h: Tensor, latent_s1q: Tensor, angles: Tensor, own: slice, sequences: PackedSequences
+    ) -> Tensor:
+        """Places of the keys that each query attends to, [t, k].
+
+        The layer that chooses leaves them behind: for those that share them, and for itself when recomputed.
+        """
+        name = f"indices of layer {self.source}"
+        if self.indexer is not None and name not in sequences.shared:
+            position_s = sequences.position_ids[0, own]
+            with torch.no_grad():
+                found = self.indexer(hidden_s1h, latent_s1q, position_s, angles)
+                sequences.shared[name] = self._select(*found, position_s, own, sequences)
+        return sequences.shared[name]
+
+    def _select(
+        self,
+        query_sid: Tensor,
+        key_sd: Tensor,
+        weight_si: Tensor,
+        position_s: Tensor,
+        own: slice,
+        sequences: PackedSequences,
+    ) -> Tensor:
+        """Choose for the tokens of this tensor-parallel rank, and put together what all of them chose."""
+        place_s = sequences.places[own]
+        first_s = place_s - position_s
+        key_Td = self._everybodys(key_sd, sequences)
+        index_sk = select(query_sid, key_Td, weight_si, first_s, place_s, self.topk)
+        if not self.is_mtp:
+            hash_s = fingerprint(index_sk, first_s, self.ordinal)
+            add_selections(sequences.shared, self._from_tensor_parallel(hash_s))
+        # As many columns on every rank, whatever it has of the longest sequence.
+        missing = min(self.topk, sequences.max_seqlen_q) - index_sk.shape[1]
+        return self._from_tensor_parallel(F.pad(index_sk, (0, missing), value=-1))
+
+    def _own_rows(self, count: int) -> slice:
+        """Which of the context-parallel rank's tokens this tensor-parallel rank has."""
+        start = count * self.groups.tp.rank() if self.config.sequence_parallel else 0
+        return slice(start, start + count)
+
+    def _from_tensor_parallel(self, x_s: Tensor) -> Tensor:
+        """Rows of all tensor-parallel ranks; their gradient is the sum over these ranks."""
+        if not self.config.sequence_parallel:
+            return x_s
+        return gather_from_sequence_parallel_region(x_s, group=self.groups.tp)
+
+    def _everybodys(self, x_sd: Tensor, sequences: PackedSequences) -> Tensor:
+        """Rows of all tensor- and context-parallel ranks, in the order of the whole."""
+        x_td = self._from_tensor_parallel(x_sd)
+        if sequences.cp.size == 1:
+            return x_td
+        return gather_rows(x_td, self.groups.cp).index_select(0, sequences.merging)
+
+    def _is_recomputed(self) -> bool:
+        """Whether queries and what they saw are computed again in the backward pass."""
+        config = self.config
+        selective = self.training and config.recompute_granularity == "selective"
+        return selective and bool({"core_attn", "mla_up_proj"} & set(config.recompute_modules))
+
+
+class AbsorbedProjection(ColumnParallelLinear):
+    """The projection from latents up to keys and values, which is never applied to a latent.
+
+    Calling it gives its weight, for keys and for values, by heads: Megatron waits for a module's weights where
+    the module is called.
+    """
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """[h, n, l] each, with n their widths in a head."""
+        widths = [self.config.qk_head_dim, self.config.v_head_dim]
+        key_up_hnl, value_up_hnl = self.weight.unflatten(0, (-1, sum(widths))).split(widths, 1)
+        return key_up_hnl, value_up_hnl

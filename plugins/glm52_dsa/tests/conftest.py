@@ -1,0 +1,72 @@
+"""Checkpoints of random tiny GLM-5 models, written by transformers, and Megatron ready to load them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from rlcore_glm52_dsa.bridge import dsa_bridge
+from rlcore_glm52_dsa.spec import dsa_spec
+
+from rlcore.config.schema import Parallel, Recompute
+from rlcore.models.hf_config import read_hf_config
+from rlcore.testing.fixtures import make_checkpoint, megatron
+
+CONFIG = {
+    "model_type": "glm_moe_dsa",
+    "vocab_size": 499,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "first_k_dense_replace": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+    "index_n_heads": 16,
+    "index_head_dim": 16,
+    "index_topk": 16,
+    "index_topk_freq": 2,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "routed_scaling_factor": 1.8,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "eos_token_id": [1, 2],
+}
+
+
+@pytest.fixture
+def config():
+    """The content of a tiny model's config.json."""
+    return dict(CONFIG)
+
+
+@pytest.fixture
+def build(megatron):
+    """Gives spec, bridge and the stages of the Megatron model for a checkpoint folder, or for a config.
+
+    Its MTP layers are left out unless `mtp_layers` says how many there are.
+    """
+    from rlcore.models.build import build_model, transformer_config
+
+    def make(source, *, meta: bool = False, mtp_layers: int = 0):
+        spec = dsa_spec(read_hf_config(source) if isinstance(source, Path) else source)
+        config = transformer_config(
+            spec,
+            parallel=Parallel(),
+            dtype=torch.float32,
+            recompute=Recompute(),
+            megatron_overrides={},
+            mtp_layers=mtp_layers,
+        )
+        return spec, dsa_bridge(spec), build_model(spec, config, meta=meta)
+
+    return make
