@@ -50,7 +50,7 @@ _OWNED_MEGATRON = {
     "pipeline_dtype": "model.dtype",
     "perform_initialization": "nothing: weights come from the checkpoint",
     "calculate_per_token_loss": "algorithm.reduction",
-    "variable_seq_lengths": "nothing: batches are packed, so it is always on",
+    "variable_seq_lengths": "nothing: batches are packed, so it is on wherever Megatron reads it",
     "hidden_dropout": "nothing: it is 0, so that log-probs can be compared",
     "attention_dropout": "nothing: it is 0, so that log-probs can be compared",
     "moe_grouped_gemm": "nothing: experts are always grouped",
@@ -101,14 +101,7 @@ Fields = Mapping[str, ast.expr]
 
 def megatron_problems(settings: Mapping[str, Any]) -> list[Problem]:
     """Check `megatron:`; places are keys of the recipe. Unknown names pass where Megatron is not installed."""
-    problems = list(_problems("megatron", settings, _OWNED_MEGATRON, megatron_fields()))
-    if settings.get("moe_token_dispatcher_type") == "allgather":
-        message = (
-            "'allgather' needs equally many tokens on all ranks of an expert group, and packed micro-batches "
-            "vary in length from rank to rank; Megatron refuses it for any model with variable lengths"
-        )
-        problems.append(Problem("megatron.moe_token_dispatcher_type", message, "alltoall, or flex on GPUs"))
-    return problems
+    return list(_problems("megatron", settings, _OWNED_MEGATRON, megatron_fields()))
 
 
 def sglang_problems(key: str, settings: Mapping[str, Any], *, elsewhere: bool) -> list[Problem]:

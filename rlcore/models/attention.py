@@ -17,19 +17,21 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from rlcore.models.context_parallel import ContextSplit, Piece, gather_rows
+from rlcore.models.context_parallel import ContextSplit, Piece, gather_rows, pad
 
 
 @dataclass
 class PackedSequences(PackedSeqParams):
     """Megatron's packed sequences that remember their lengths on the host, so that no layer asks a device.
 
-    `shared` is what layers leave for later ones, and for themselves when they are recomputed.
+    `padding_1s` marks this rank's tokens that are padding, bool [1, s]; None where none is. `shared` is what
+    layers leave for later ones, and for themselves when they are recomputed.
     """
 
     lengths: tuple[int, ...] = ()
     cp: ContextSplit = field(default_factory=ContextSplit)
-    shared: dict[Any, Any] = field(default_factory=dict)
+    padding_1s: Tensor | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -37,8 +39,13 @@ class PackedSequences(PackedSeqParams):
         lengths: Sequence[int],
         device: torch.device | None = None,
         cp: ContextSplit | None = None,
+        *,
+        tokens: int = 0,
+        filler: bool = False,
     ) -> "PackedSequences":
         """Describe sequences of these lengths (tokens, all positive) laid end to end, and padded as `cp` asks.
+
+        More padding makes them `tokens` at least. All of a `filler` is padding.
 
         All that is told of them is about the whole on all context-parallel ranks, padding included: attention
         takes padding for the end of its sequence, where the causal mask hides it. max_seqlen is the longest
@@ -46,7 +53,9 @@ class PackedSequences(PackedSeqParams):
         sequences instead of starting each at 0, without an error.
         """
         cp = cp or ContextSplit()
-        lengths = cp.padded(lengths)
+        real, lengths = lengths, cp.padded(lengths, tokens)
+        real_w = pad(torch.full((sum(real),), not filler), real, lengths)
+        real_s = cp.split(real_w, lengths)
         offsets = torch.tensor([0, *lengths], device=device).cumsum(0, dtype=torch.int32)
         # Megatron hands the offsets, and nothing else of these, to what rotates queries and keys.
         offsets.position_t = cp.positions(lengths).to(offsets.device)
@@ -63,6 +72,7 @@ class PackedSequences(PackedSeqParams):
             max_seqlen_kv=longest,
             lengths=lengths,
             cp=cp,
+            padding_1s=None if real_w.all() else ~real_s[None].to(offsets.device),
         )
 
     @property

@@ -22,6 +22,7 @@ from rlcore.models.config import transformer_config
 from rlcore.models.forward import PolicyModel
 from rlcore.models.layers import last_decoder_layer
 from rlcore.models.mtp import mtp_block
+from rlcore.models.router import route_packed, tell_padding
 from rlcore.models.spec import ModelSpec
 
 __all__ = ["build_model", "padded_vocab_size", "transformer_config"]
@@ -50,8 +51,10 @@ def _stage(spec: ModelSpec, config: TransformerConfig, vp_stage: int | None) -> 
     block, mtp_layer = spec.layer_specs(config, vp_stage), None
     if config.mtp_num_layers and parallel_state.is_pipeline_last_stage(**ends):
         mtp_layer = (spec.mtp_layer_spec or last_decoder_layer)(config)
+    layers = [*block.layer_specs, *([mtp_layer] if mtp_layer else [])]
+    route_packed(layers)
     if spec.cp_layout == "contiguous" and config.context_parallel_size > 1:
-        _attend_in_plain_torch([*block.layer_specs, *([mtp_layer] if mtp_layer else [])])
+        _attend_in_plain_torch(layers)
     stage = PolicyModel(
         config,
         block,
@@ -65,6 +68,7 @@ def _stage(spec: ModelSpec, config: TransformerConfig, vp_stage: int | None) -> 
         **spec.model_args,
     )
     _mark_split_weights(stage)
+    tell_padding(stage)
     return stage
 
 

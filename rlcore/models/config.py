@@ -18,7 +18,6 @@ from rlcore.models.spec import ModelSpec
 # always grouped: it decides their names in bridges and checkpoints.
 _FIXED: Mapping[str, Any] = {
     "calculate_per_token_loss": True,
-    "variable_seq_lengths": True,
     "perform_initialization": False,
     "hidden_dropout": 0.0,
     "attention_dropout": 0.0,
@@ -26,7 +25,8 @@ _FIXED: Mapping[str, Any] = {
 }
 
 # Defaults that a recipe's `megatron:` may change. The dispatcher counts even without experts: Megatron refuses
-# variable lengths beside its own default. Nothing but the policy's loss moves routers unless a recipe asks.
+# a pipeline of variable lengths beside its own default. Nothing but the policy's loss moves routers unless a
+# recipe asks.
 _DEFAULTS: Mapping[str, Any] = {
     "moe_token_dispatcher_type": "alltoall",
     "moe_router_load_balancing_type": "none",
@@ -71,6 +71,11 @@ def transformer_config(
     return kind(num_layers=len(spec.layers), hidden_size=spec.hidden_size, **fields)
 
 
+def gathers_tokens(config: TransformerConfig) -> bool:
+    """Whether ranks gather all tokens of their expert group, for which they need equally many."""
+    return config.moe_token_dispatcher_type == "allgather" and config.expert_model_parallel_size > 1
+
+
 def virtual_stages(parallel: Parallel) -> int | None:
     """Stages per pipeline rank, by `vpp` or the free-form layout; None for one, not to be interleaved."""
     chunks = chunks_per_rank(parallel)
@@ -89,6 +94,8 @@ def _parallel_fields(parallel: Parallel) -> dict[str, Any]:
         "tensor_model_parallel_size": parallel.tp,
         "sequence_parallel": parallel.tp > 1,
         "pipeline_model_parallel_size": parallel.pp,
+        # Messages between stages alone ask for it; without, Megatron allows more dispatchers.
+        "variable_seq_lengths": parallel.pp > 1,
         "virtual_pipeline_model_parallel_size": virtual_stages(parallel),
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,

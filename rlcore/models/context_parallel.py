@@ -52,12 +52,16 @@ class ContextSplit:
         """Pieces of a sequence; its length must be a multiple."""
         return self.size * len(self._own(self.rank))
 
-    def padded(self, lengths: Sequence[int]) -> tuple[int, ...]:
-        """Lengths with padding at each sequence's end; one more sequence, if needed, is padding altogether."""
+    def padded(self, lengths: Sequence[int], tokens: int = 0) -> tuple[int, ...]:
+        """Lengths with padding at each sequence's end; one more sequence, if needed, is padding altogether.
+
+        They sum to `tokens` at least.
+        """
         padded = [-(-length // self.cuts) * self.cuts for length in lengths]
         # A multiple of `cuts` too, so that what is missing can be cut.
         unit = self.cuts * self.multiple
-        missing = -sum(padded) % unit
+        total = max(sum(padded), tokens)
+        missing = total + -total % unit - sum(padded)
         return (*padded, missing) if missing else tuple(padded)
 
     def pieces(self, lengths: Sequence[int]) -> list[Piece]:

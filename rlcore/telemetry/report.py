@@ -35,6 +35,7 @@ CURVES: dict[str, dict[str, Any]] = {
     "mtp/acceptance": {"title": "Drafts accepted", "note": "share that the policy would keep", "text": percent},
     "mtp/loss": {"title": "MTP loss", "note": "nats per token"},
     "router/max_load_over_mean": {"title": "Load of experts", "note": "most loaded over the mean"},
+    "router/corrected_share": {"title": "Choices by correction bias", "note": "share of all", "text": percent},
     "response/length_mean": {"title": "Response length", "note": "tokens, mean"},
     "response/truncated": {"title": "Truncated responses", "note": "share cut short", "text": percent},
     "grad_norm": {"title": "Gradient norm", "note": "before clipping"},

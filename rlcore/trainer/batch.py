@@ -71,22 +71,26 @@ def micro_batch(
     device: torch.device,
     weights: Sequence[torch.Tensor] | None = None,
     cp: ContextSplit | None = None,
+    *,
+    tokens: int = 0,
+    filler: bool = False,
 ) -> MicroBatch:
     """Pack samples, by index. `weights` are each sample's shares [t] in the loss, by default zero.
 
-    `cp` says what this rank has of their tokens, by default all.
+    `cp` says what this rank has of their tokens, by default all. Padding makes those of all ranks `tokens` at
+    least; all that a `filler` has is padding.
     """
     members = [samples[i] for i in indices]
     lengths = [len(sample.tokens) for sample in members]
     responses = torch.tensor([sample.response_length for sample in members])
-    sequences = PackedSequences.of(lengths, device, cp)
+    sequences = PackedSequences.of(lengths, device, cp, tokens=tokens, filler=filler)
     starts = torch.tensor([0, *sequences.lengths]).cumsum(0)[: len(members)]
     prompt_lengths = torch.tensor([sample.prompt_length for sample in members])
     # Response token j of a sample stands at start + prompt + j; the hidden state one place before predicts it.
     offsets = starts + prompt_lengths - 1 - (responses.cumsum(0) - responses)
     predict_t = torch.arange(int(responses.sum())) + offsets.repeat_interleave(responses)
-    tokens = [np.asarray(sample.tokens, dtype=np.int64) for sample in members]
-    tokens_w = pad(torch.from_numpy(np.concatenate(tokens)), lengths, sequences.lengths)
+    ids = [np.asarray(sample.tokens, dtype=np.int64) for sample in members]
+    tokens_w = pad(torch.from_numpy(np.concatenate(ids)), lengths, sequences.lengths)
     local_l, predict_l = sequences.cp.local(predict_t, sequences.lengths)
     weight_t = torch.cat([weights[i] for i in indices]) if weights else torch.zeros(len(predict_t))
     return MicroBatch(
@@ -107,18 +111,18 @@ def micro_batch(
         ref_log_probs_t=_joined(members, lambda sample: sample.ref_log_probs, device),
         rollout_log_probs_t=_joined(members, lambda sample: sample.rollout_log_probs, device),
         fresh_t=_joined(members, lambda sample: sample.fresh, device),
+        selections_t=_joined(members, lambda sample: sample.selections, device, np.int64),
     )
 
 
 def _joined(
-        selections_t=_joined(members, lambda sample: sample.selections, device, np.int64),
     samples: Sequence[TrainSample],
     field: Callable[[TrainSample], Sequence[float] | None],
     device: torch.device,
+    dtype: type[np.generic] = np.float32,
 ) -> torch.Tensor | None:
     """One tensor [t] of a per-token field; None unless every sample has it."""
     parts = [part for sample in samples if (part := field(sample)) is not None]
     if len(parts) < len(samples):
-    dtype: type[np.generic] = np.float32,
         return None
     return torch.from_numpy(np.concatenate([np.asarray(part, dtype=dtype) for part in parts])).to(device)

@@ -25,6 +25,7 @@ from rlcore.config.schema import BadSteps, Optimizer
 from rlcore.errors import Problem, fail, raise_if_any
 from rlcore.models.forward import PolicyModel
 from rlcore.models.mtp import refresh_embedding
+from rlcore.models.router import counting_routers
 from rlcore.trainer.guard import StepGuard
 
 # Gradients of micro-batches add up in float32, whatever the model computes in. Weights are whole when a step
@@ -82,6 +83,8 @@ class TrainingState:
             stage.zero_grad_buffer()
         self.optimizer.zero_grad()
         reset_model_temporary_tensors(self._config, self.stages)
+        for _, router in counting_routers(self.stages):
+            router.local_corrections.zero_()
 
     def gradient_norm(self) -> float:
         """Norm of the whole model's gradient, after the ranks' shares were summed."""

@@ -41,11 +41,13 @@ def share_of(
     cost: Callable[[int], float],
     device: torch.device,
     cp: ContextSplit | None = None,
+    equal_rounds: bool = False,
 ) -> Share:
     """Lay `samples`, one whole step's, out over the ranks, and make the micro-batches of this one.
 
     `weights` are each sample's shares [t] in the loss, by default zero; `cp` is this rank's share of a
-    micro-batch's tokens. All ranks find the same plan.
+    micro-batch's tokens. With `equal_rounds`, padding gives all ranks equally many tokens at a time. All ranks
+    find the same plan.
     """
     chunks = parallel_state.get_virtual_pipeline_model_parallel_world_size()
     (step,) = schedule(
@@ -62,8 +64,21 @@ def share_of(
     samples = [*samples, _filler(samples[0])]
     weights = [*weights, torch.zeros(1)] if weights else None
     groups = step.ranks[parallel_state.get_data_parallel_rank()]
-    batches = [micro_batch(samples, group or (filler,), device, weights, cp) for group in groups]
+    tokens = _longest(step, samples, cp or ContextSplit()) if equal_rounds else [0] * len(groups)
+    batches = [
+        micro_batch(samples, group or (filler,), device, weights, cp, tokens=least, filler=not group)
+        for group, least in zip(groups, tokens, strict=True)
+    ]
     return Share(batches, step, fillers_from=filler)
+
+
+def _longest(step: Step, samples: Sequence[TrainSample], cp: ContextSplit) -> list[int]:
+    """Tokens of the longest micro-batch of each round, padded; the filler is the last of `samples`."""
+
+    def tokens(group: Sequence[int]) -> int:
+        return sum(cp.padded([len(samples[index].tokens) for index in group or (-1,)]))
+
+    return [max(map(tokens, groups)) for groups in zip(*step.ranks, strict=True)]
 
 
 def _filler(sample: TrainSample) -> TrainSample:
@@ -79,6 +94,7 @@ def _filler(sample: TrainSample) -> TrainSample:
         ref_log_probs=None,
         rollout_log_probs=None,
         fresh=None,
+        selections=None,
     )
 
 
@@ -89,4 +105,3 @@ def speaks() -> bool:
         and parallel_state.get_tensor_model_parallel_rank() == 0
         and parallel_state.get_context_parallel_rank() == 0
     )
-        selections=None,

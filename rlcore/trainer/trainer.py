@@ -26,13 +26,14 @@ from rlcore.config.schema import MTP, BadSteps, Model, Optimizer, Parallel, Reco
 from rlcore.data.train_sample import TrainSample
 from rlcore.errors import Problem, raise_if_any
 from rlcore.models.build import build_model, transformer_config
+from rlcore.models.config import gathers_tokens
 from rlcore.models.context_parallel import ContextSplit
 from rlcore.models.forward import forward_hidden
 from rlcore.models.mtp import freeze_mtp
 from rlcore.models.spec import ModelSpec
 from rlcore.ranks import from_all_ranks
-from rlcore.trainer.batch import MicroBatch
 from rlcore.trainer.agreement import compare, own_selections
+from rlcore.trainer.batch import MicroBatch
 from rlcore.trainer.buckets import buckets
 from rlcore.trainer.checkpoint import is_torch_dist, load_state, load_weights, start_saving
 from rlcore.trainer.guard import BadStepError
@@ -57,8 +58,8 @@ class _Trained:
 
     batch: MicroBatch
     loss_t: torch.Tensor
-    tally: Tally
     log_probs_t: torch.Tensor
+    tally: Tally
 
 
 class Trainer:
@@ -287,6 +288,7 @@ class Trainer:
             cost=self._cost,
             device=self._device,
             cp=self._context,
+            equal_rounds=gathers_tokens(self._config),
         )
 
     def _run(
@@ -372,8 +374,6 @@ class Trainer:
         return BadStepError(Problem(place, message, remedy), metrics)
 
 
-def _check(samples: Sequence[TrainSample]) -> None:
-    raise_if_any(
 def _tallies(trained: Sequence[_Trained], selections: Sequence[torch.Tensor | None]) -> Iterator[Tally]:
     """What micro-batches add to the step: what they did, and how it compares with the engine."""
     for one, own_t in zip(trained, selections, strict=True):
@@ -381,6 +381,8 @@ def _tallies(trained: Sequence[_Trained], selections: Sequence[torch.Tensor | No
         yield compare(one.batch, one.log_probs_t, own_t)
 
 
+def _check(samples: Sequence[TrainSample]) -> None:
+    raise_if_any(
         Problem(sample.name, "needs at least one prompt token and one response token to be trained on")
         for sample in samples
         if sample.prompt_length < 1 or sample.response_length < 1

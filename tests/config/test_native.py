@@ -60,13 +60,6 @@ def test_a_wrong_megatron_setting_gets_a_remedy(name, value, message, remedy):
     assert remedy in problem.remedy
 
 
-def test_a_dispatcher_that_takes_no_packed_batches_is_refused():
-    (problem,) = megatron_problems({"moe_token_dispatcher_type": "allgather"})
-    assert "equally many tokens on all ranks of an expert group" in problem.message
-    assert "vary in length from rank to rank" in problem.message
-    assert "alltoall" in problem.remedy
-
-
 @pytest.mark.parametrize(
     ("args", "remedy"),
     [

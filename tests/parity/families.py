@@ -84,6 +84,7 @@ class Layout:
     name: str
     lengths: Lengths = PACKED
     cp: Literal["zigzag", "contiguous"] | None = None
+    dispatcher: Literal["alltoall", "allgather"] = "alltoall"
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -91,6 +92,8 @@ class Layout:
 
     @property
     def title(self) -> str:
+        if self.dispatcher != "alltoall":
+            return f"{self.name} {self.dispatcher}"
         samples = "packed" if len(self.lengths) > 1 else "one sequence"
         return f"{self.name} {samples}, {self.cp}" if self.cp else self.name
 
@@ -120,7 +123,7 @@ class Family:
     def world_size(self, layout: Layout) -> int:
         """Ranks that the planner gives the layout on a CPU; raises RlcoreError if it refuses it."""
         recipe = Recipe(model=Model(checkpoint=self.name), parallel=layout.parallel)
-        return layout_of(recipe, len(self.spec(layout).layers)).world_size
+        return layout_of(recipe, self.spec(layout).stage_starts).world_size
 
 
 DENSE = (
@@ -138,6 +141,10 @@ DENSE = (
     Layout("TP2xCP2xDP2"),
     Layout("PP2xCP2xDP2"),
 )
+GATHERED = (
+    Layout("EP2", dispatcher="allgather"),
+    Layout("TP2xEP2", dispatcher="allgather"),
+)
 EXPERTS = (
     Layout("EP2"),
     Layout("TP2xEP2"),
@@ -147,6 +154,9 @@ EXPERTS = (
     Layout("PP2xVPP2xEP2"),
     Layout("TP2xCP2xEP4"),
     Layout("TP2xETP2"),
+    *GATHERED,
+    Layout("TP2xEP4", dispatcher="allgather"),
+    Layout("CP2xEP4", dispatcher="allgather"),
 )
 PUBLISHED_EXPERTS = (
     Layout("TP2"),
@@ -163,6 +173,6 @@ PUBLISHED_EXPERTS = (
 FAMILIES = (
     Family("GLM-4", GLM4, glm4_spec, glm4_bridge, DENSE),
     Family("Megatron MoE", MOE, moe_spec, moe_bridge, EXPERTS, seed=3),
-    Family("GLM-4.5", GLM45, glm45_spec, glm45_bridge, PUBLISHED_EXPERTS),
+    Family("GLM-4.5", GLM45, glm45_spec, glm45_bridge, (*PUBLISHED_EXPERTS, *GATHERED)),
     Family("GLM-4.7-Flash", GLM47_FLASH, flash_spec, flash_bridge, PUBLISHED_EXPERTS),
 )

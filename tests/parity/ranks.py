@@ -117,6 +117,7 @@ def _measure(folder: Path, family: Family, layout: Layout) -> Measured:
         model=Model(checkpoint=str(checkpoint), dtype="float32"),
         parallel=layout.parallel,
         mtp=MTP(num_layers=len(spec.mtp_layers), train=True),
+        megatron={"moe_token_dispatcher_type": layout.dispatcher},
         max_tokens_per_gpu=MAX_TOKENS,
     )
     trainer.prepare_optimizer(Optimizer(), total_steps=1)

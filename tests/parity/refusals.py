@@ -44,8 +44,8 @@ REFUSALS = (
     Refusal("VPP2 without PP", {"parallel.vpp": 2}, "parallel.vpp"),
     Refusal("PP2xVPP3 of 40 layers", {"parallel.pp": 2, "parallel.vpp": 3}, "parallel.vpp"),
     Refusal(
-        "experts by all-gather",
-        {"megatron.moe_token_dispatcher_type": "allgather"},
+        "PP2, experts by all-gather",
+        {"parallel.pp": 2, "megatron.moe_token_dispatcher_type": "allgather"},
         "moe_token_dispatcher_type",
     ),
     Refusal("lengths that may not vary", {"megatron.variable_seq_lengths": "false"}, "variable_seq_lengths"),

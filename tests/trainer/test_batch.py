@@ -61,3 +61,15 @@ def test_padding_comes_last_and_no_response_token_is_in_it():
     assert padded.sequences.lengths == (4, 3, 1)
     assert padded.predict_l.tolist() == plain.predict_l.tolist()
     assert padded.targets_t.tolist() == plain.targets_t.tolist()
+
+
+def test_padding_fills_up_to_the_tokens_asked_for():
+    longer = micro_batch(SAMPLES, [1, 0], CPU, cp=ContextSplit(multiple=4), tokens=9)
+    assert longer.tokens_s.tolist() == [4, 5, 6, 7, 1, 2, 3, 0, 0, 0, 0, 0]
+
+
+def test_each_rank_knows_which_of_its_tokens_are_padding():
+    splits = [ContextSplit("contiguous", 2, rank) for rank in (0, 1)]
+    first, second = (micro_batch(SAMPLES, [1, 0], CPU, cp=cp).sequences.padding_1s for cp in splits)
+    assert (first.tolist(), second.tolist()) == ([[False] * 4], [[False, False, False, True]])
+    assert micro_batch(SAMPLES, [1, 0], CPU).sequences.padding_1s is None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from megatron.core.transformer.moe.router import TopKRouter
 
 from rlcore.bridge.export import Exporter
 from rlcore.bridge.safetensors_io import write_folder
@@ -21,8 +22,8 @@ from moe import MOE, moe_bridge, moe_spec
 
 
 @pytest.fixture
-def trainer(tmp_path):
-    """Its routers are trained to share tokens out evenly; each sample is a micro-batch."""
+def make_trainer(tmp_path):
+    """Make trainers of one checkpoint: their routers are trained to share tokens out evenly."""
     spec = moe_spec(MOE)
     balance = {
         "moe_router_load_balancing_type": "aux_loss",
@@ -42,14 +43,28 @@ def trainer(tmp_path):
     folder.mkdir()
     write_folder(folder, Exporter(stages, bridge), shard_bytes=2**30)
     model = Model(checkpoint=str(folder), dtype="float32")
-    trainer = Trainer(spec, bridge, folder, model=model, max_tokens_per_gpu=1)
-    trainer.prepare_optimizer(Optimizer(), total_steps=1)
-    return trainer
+
+    def make(**options):
+        trainer = Trainer(spec, bridge, folder, model=model, **options)
+        trainer.prepare_optimizer(Optimizer(), total_steps=1)
+        return trainer
+
+    return make
+
+
+@pytest.fixture
+def trainer(make_trainer):
+    """Each sample is a micro-batch."""
+    return make_trainer(max_tokens_per_gpu=1)
 
 
 def gradients(trainer, samples):
     trainer.backward(samples, SftObjective())
     return {name: p.main_grad.clone() for name, p in trainer.stages[0].named_parameters()}
+
+
+def biases(trainer):
+    return torch.stack([bias for name, bias in trainer.stages[0].named_buffers() if "expert_bias" in name])
 
 
 def test_routers_learn_from_means_as_the_policy_does(trainer, make_samples):
@@ -62,14 +77,11 @@ def test_routers_learn_from_means_as_the_policy_does(trainer, make_samples):
 def test_expert_biases_move_with_the_weights_and_not_before(trainer, make_samples):
     samples = make_samples([(5, 9), (3, 17), (8, 4)], advantages=None, old_log_probs=None)
 
-    def biases():
-        return torch.stack([bias for name, bias in trainer.stages[0].named_buffers() if "expert_bias" in name])
-
-    before = biases()
+    before = biases(trainer)
     trainer.backward(samples, SftObjective())
-    assert torch.equal(biases(), before)
+    assert torch.equal(biases(trainer), before)
     trainer.train_step(samples, SftObjective())
-    assert (biases() - before).abs().max() == pytest.approx(1e-3, rel=1e-4)
+    assert (biases(trainer) - before).abs().max() == pytest.approx(1e-3, rel=1e-4)
 
 
 def test_a_step_reports_how_its_tokens_were_shared_out(trainer, make_samples):
@@ -90,6 +102,48 @@ def test_a_step_reports_how_its_tokens_were_shared_out(trainer, make_samples):
     assert metrics["router/load_min"] == counts_le.min()
     assert metrics["router/load_max"] == counts_le.max()
     assert metrics["router/unused_experts"] == (counts_le == 0).sum()
+
+
+def loads(metrics):
+    return {name: value for name, value in metrics.items() if name.startswith("router/")}
+
+
+def test_padding_counts_neither_as_load_nor_for_biases(make_trainer, make_samples):
+    samples = make_samples([(5, 9), (3, 17), (8, 4)], advantages=None, old_log_probs=None)
+    plain, padded = make_trainer(), make_trainer(pad_multiple=64)
+    expected = loads(plain.train_step(samples, SftObjective()))
+    assert loads(padded.train_step(samples, SftObjective())) == pytest.approx(expected)
+    assert torch.equal(biases(padded), biases(plain))
+
+
+def test_recomputed_layers_count_once(make_trainer, make_samples):
+    samples = make_samples([(5, 9), (3, 17), (8, 4)], advantages=None, old_log_probs=None)
+    expected = loads(make_trainer(pad_multiple=64).backward(samples, SftObjective()))
+    full = Recompute(granularity="full", method="uniform", num_layers=1)
+    recomputing = make_trainer(pad_multiple=64, recompute=full)
+    assert loads(recomputing.backward(samples, SftObjective())) == pytest.approx(expected)
+
+
+def test_a_step_reports_which_choices_are_the_correction_biases_doing(trainer, make_samples):
+    samples = make_samples([(8, 22)], advantages=None, old_log_probs=None)
+    routers = [module for module in trainer.stages[0].modules() if isinstance(module, TopKRouter)]
+    for router in routers:
+        router.expert_bias.copy_(0.2 * torch.randn(MOE["experts"], generator=torch.Generator().manual_seed(2)))
+    changed = []
+
+    def compare(router, inputs, outputs):
+        scores_te = (inputs[0][:, 0] @ router.weight.T).sigmoid()
+        best_te = torch.zeros_like(scores_te).scatter(1, scores_te.topk(router.topk).indices, 1.0)
+        changed.append((outputs[1] & (best_te == 0)).sum() / outputs[1].sum())
+
+    for router in routers:
+        router.register_forward_hook(compare)
+    metrics = trainer.backward(samples, SftObjective())
+    assert 0.1 < metrics["router/corrected_share"] < 0.9
+    assert metrics["router/corrected_share"] == pytest.approx(float(torch.stack(changed).mean()))
+    for router in routers:
+        router.expert_bias.zero_()
+    assert trainer.backward(samples, SftObjective())["router/corrected_share"] == 0
 
 
 def test_scoring_between_steps_does_not_count_as_load(trainer, make_samples):

@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 
 from rlcore.algorithms.losses import ClipOptions, clip
 from rlcore.config.schema import Algorithm, Optimizer
+from rlcore.models.context_parallel import ContextSplit
 from rlcore.trainer.objectives import PolicyObjective
 from rlcore.trainer.share import share_of
 
@@ -29,8 +30,8 @@ def as_rank(monkeypatch):
     return pretend
 
 
-def share(samples, cap):
-    return share_of(samples, None, max_tokens_per_gpu=cap, cost=float, device=CPU)
+def share(samples, cap, **options):
+    return share_of(samples, None, max_tokens_per_gpu=cap, cost=float, device=CPU, **options)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 9])
@@ -51,6 +52,24 @@ def test_a_filler_has_no_weight(make_samples, as_rank):
     (batch,) = share(make_samples([(3, 4)]), 40).batches
     assert batch.indices == (1,)
     assert batch.weight_t.tolist() == batch.loss_mask_t.tolist() == [0.0]
+
+
+def test_all_of_a_filler_is_padding(make_samples, as_rank):
+    as_rank(1, 2)
+    (batch,) = share(make_samples([(3, 4)]), 40).batches
+    assert batch.sequences.padding_1s.tolist() == [[True, True]]
+
+
+def test_rounds_are_equally_long_on_all_ranks_where_they_have_to_be(make_samples, as_rank):
+    samples, cp = make_samples(LENGTHS), ContextSplit(multiple=4)
+
+    def rounds(equal):
+        for rank in range(9):
+            as_rank(rank, 9)
+            yield [len(b.tokens_s) for b in share(samples, 40, cp=cp, equal_rounds=equal).batches]
+
+    lengths_rm = list(rounds(equal=False))
+    assert list(rounds(equal=True)) == [[max(lengths) for lengths in zip(*lengths_rm, strict=True)]] * 9
 
 
 # Relative to the largest gradient of the model: that of a bias may cancel out to mere rounding.
