@@ -110,6 +110,9 @@ def size_problems(recipe: Recipe) -> Iterator[Problem]:
     if on_cpu and ep > 1 and etp > 1:
         message = "on a CPU, gloo cannot gather the unequal shares of experts that are spread and split"
         yield Problem("parallel.etp", message, "etp: 1")
+    if parallel.pp > 1 and recipe.megatron.get("moe_token_dispatcher_type") == "allgather":
+        message = "Megatron refuses 'allgather' where the lengths of a pipeline's micro-batches vary"
+        yield Problem("megatron.moe_token_dispatcher_type", message, "alltoall, or flex on GPUs, or pp: 1")
 
 
 def _counts(ranks: int, product: int, unit: str) -> str:
