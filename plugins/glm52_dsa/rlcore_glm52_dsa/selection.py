@@ -44,20 +44,24 @@ def _best(
 ) -> Tensor:
     """Places [t, k] of the best keys in the tiles that start at `seen`; impossible ones where keys lack."""
     first_t1, last_t1 = (bound_t[:, None] for bound_t in spans)
-    query_tid, weight_t1i = query_tid.float(), weight_ti.float()[:, None]
-    best_tk = query_tid.new_empty(len(query_tid), 0)
+    best_tk = weight_ti.new_empty(len(query_tid), 0, dtype=torch.float32)
     place_tk = torch.empty_like(best_tk, dtype=torch.int64)
     for start in seen:
         stop = min(start + seen.step, seen.stop)
         place_s = torch.arange(start, stop, device=key_Td.device)
-        score_tis = (query_tid @ key_Td[start:stop].float().T).relu_()
-        score_ts = (weight_t1i @ score_tis)[:, 0]
+        score_ts = index_scores(query_tid, key_Td[start:stop], weight_ti)
         score_ts.masked_fill_((place_s < first_t1) | (place_s > last_t1), -torch.inf)
         best_tk = torch.cat([best_tk, score_ts], 1)
         place_tk = torch.cat([place_tk, place_s.expand(len(score_ts), -1)], 1)
         best_tk, chosen_tk = best_tk.topk(min(k, best_tk.shape[1]))
         place_tk = place_tk.gather(1, chosen_tk)
     return place_tk.masked_fill(best_tk == -torch.inf, len(key_Td))
+
+
+def index_scores(query_tid: Tensor, key_sd: Tensor, weight_ti: Tensor) -> Tensor:
+    """Scores [t, s] in float32 of keys [s, d], or of keys [t, s, d] where each query has its own."""
+    score_tis = (query_tid.float() @ key_sd.float().mT).relu_()
+    return (weight_ti.float()[:, None] @ score_tis)[:, 0]
 
 
 def fingerprint(index_tk: Tensor, first_t: Tensor, ordinal: int) -> Tensor:

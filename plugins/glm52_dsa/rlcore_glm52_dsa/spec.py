@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
     from megatron.core.transformer.transformer_config import TransformerConfig
+    from transformers import PreTrainedModel
 
 _SIZES = ("hidden_size", "intermediate_size", "max_position_embeddings", "num_hidden_layers", "vocab_size")
 _INDEXER_SIZES = ("index_n_heads", "index_head_dim", "index_topk")
@@ -165,6 +166,7 @@ def dsa_spec(hf_config: Mapping[str, Any]) -> ModelSpec:
         latent_attention=True,
         tied_embeddings=bool(hf_config.get("tie_word_embeddings", False)),
         mend_transformers=partial(set_latent_epsilon, eps=hf_config["rms_norm_eps"]),
+        serve_transformers=_serve,
     )
 
 
@@ -195,6 +197,12 @@ def _mtp_layer_spec(shape: Shape, config: "TransformerConfig") -> "ModuleSpec":
     layer = last_decoder_layer(config)
     layer.submodules.self_attention = _attention_spec(shape)
     return layer
+
+
+def _serve(model: "PreTrainedModel") -> None:
+    from rlcore_glm52_dsa.engine import serve_in_slots
+
+    serve_in_slots(model)
 
 
 def _attention_spec(shape: Shape) -> "ModuleSpec":
