@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def sample_responses(
     engine: Engine, *, vocab_size: int, count: int = 24, length: int = 20
 ) -> list[TrainSample]:
-    """Have the engine answer random prompts of 4, 5, 6, … tokens; the samples know its log-probs and selections."""
+    """Have the engine answer random prompts of 4, 5, 6, … tokens; samples know its log-probs and selections."""
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(vocab_size, (4 + i,), generator=generator).tolist() for i in range(count)]
 
