@@ -15,6 +15,7 @@ from rlcore.config.checkpoint import is_here, missing_weights, read_architecture
 from rlcore.config.fields import suggest
 from rlcore.config.load import LoadedRecipe, in_reading_order
 from rlcore.config.native import megatron_problems, sglang_problems
+from rlcore.config.rules import unfitting_groups
 from rlcore.config.schema import Dataset, Recipe, RewardsByMetadata, ServerGroups, Use
 from rlcore.config.tree import parse
 from rlcore.config.validation import place_of
@@ -170,6 +171,9 @@ def native_problems(recipe: Recipe) -> Iterator[Problem]:
     except RlcoreError as error:
         yield from error.problems
         return
+    if groups and isinstance(sglang.config, Path):
+        for found in unfitting_groups(recipe, groups):
+            yield Problem(found.keys[0], found.message, found.remedy)
     for m, model in enumerate(groups.sglang if groups else []):
         for g, group in enumerate(model.server_groups):
             key = f"rollout.sglang.config.sglang.{m}.server_groups.{g}.overrides"

@@ -190,9 +190,13 @@ def colocated_engines_use_the_trainers_gpus(recipe: Recipe) -> Violations:
 
 
 def server_groups_use_every_generation_gpu(recipe: Recipe) -> Violations:
-    servers, key = recipe.rollout.sglang.config, "rollout.sglang.config"
-    if not isinstance(servers, ServerGroups):
-        return
+    if isinstance(recipe.rollout.sglang.config, ServerGroups):
+        yield from unfitting_groups(recipe, recipe.rollout.sglang.config)
+
+
+def unfitting_groups(recipe: Recipe, servers: ServerGroups) -> Violations:
+    """Yield where server groups, of the recipe or of its file, do not use the GPUs that generate."""
+    key = "rollout.sglang.config"
     total = sum(group.num_gpus for model in servers.sglang for group in model.server_groups)
     if total != rollout_gpus(recipe):
         keys = (key, "rollout.num_gpus", "cluster.colocate", "cluster.nodes", "cluster.gpus_per_node")

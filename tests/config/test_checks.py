@@ -138,6 +138,12 @@ def test_server_groups_may_lie_in_a_file_and_are_checked_there(problems, write):
     assert problem.place.startswith("servers.yaml:2")
 
 
+def test_server_groups_of_a_file_use_the_gpus_that_generate(problems, write):
+    write("sglang:\n- server_groups: [{num_gpus: 8}]", "servers.yaml")
+    [problem] = problems("rollout: {num_gpus: 4, sglang: {config: servers.yaml}}")
+    assert "its groups have 8 GPUs, the rollout 4" in problem.message
+
+
 def test_problems_of_schema_plugins_files_and_native_settings_come_together(problems):
     found = problems(
         "seed: x\nrewards: [nope]\ndata: {path: gone.jsonl}\nmegatron: {lr: 1}\nmtp: {train: true}"
