@@ -1,7 +1,6 @@
 """A recipe's model in its layout: what model and plugins say of each layer, held against the stages."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,18 +34,21 @@ class Placed:
     def relative_costs(self, length: int) -> list[float]:
         """FLOPs of each pipeline rank for sequences of `length` tokens, as multiples of their mean.
 
-        The last rank has the MTP layers, and the output layer once more for each: a pipeline is as slow as its
-        slowest rank.
+        A pipeline is as slow as its slowest rank.
         """
         flops = [
             sum(self.spec.layers[layer].flops(length) for chunk in chunks for layer in chunk)
             for chunks in self.layout.stages
         ]
-        mtp_layers = self.spec.mtp_layers[: self.layout.mtp_layers]
-        flops[-1] += sum(layer.flops(length) for layer in mtp_layers)
-        flops[-1] += (1 + len(mtp_layers)) * 2.0 * length * self.spec.hidden_size * self.spec.vocab_size
+        flops[-1] += flops_after_layers(self.spec, self.layout.mtp_layers, length)
         mean = sum(flops) / len(flops)
         return [each / mean for each in flops]
+
+
+def flops_after_layers(spec: "ModelSpec", mtp_layers: int, length: int) -> float:
+    """FLOPs of MTP layers and of the output layer, which comes once more for each of them: the last rank's."""
+    output = 2.0 * length * spec.hidden_size * spec.vocab_size
+    return (1 + mtp_layers) * output + sum(layer.flops(length) for layer in spec.mtp_layers[:mtp_layers])
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,11 @@ class Placeable:
 
         The rules of plugins are asked about a layout that breaks none of the others.
         """
-        layers = len(self.spec.layers)
+        starts = self.spec.stage_starts
         misfits = [*model_problems(recipe.parallel, self.spec), *mtp_problems(recipe, self.spec)]
-        raise_if_any([*layout_problems(recipe, layers), *misfits])
-        layout = layout_of(recipe, layers)
-        own = [problem for validator in self.validators for problem in validator.validate(layout)]
-        raise_if_any([*_forbidden_starts(self.spec, layout), *own])
+        raise_if_any([*layout_problems(recipe, starts), *misfits])
+        layout = layout_of(recipe, starts)
+        raise_if_any([problem for validator in self.validators for problem in validator.validate(layout)])
         return Placed(self.spec, layout)
 
 
@@ -99,11 +100,3 @@ def place_loaded(loaded: LoadedRecipe, catalog: Catalog) -> tuple[Placed | None,
 def place_model(recipe: Recipe, catalog: Catalog) -> Placed:
     """Describe the model and split it; raises RlcoreError with the problems of the step that finds any."""
     return read_model(recipe, catalog).place(recipe)
-
-
-def _forbidden_starts(spec: "ModelSpec", layout: Layout) -> Iterator[Problem]:
-    for start in layout.stage_starts:
-        if not spec.layers[start].may_start_stage:
-            allowed = [index for index, layer in enumerate(spec.layers) if layer.may_start_stage]
-            message = f"a pipeline stage starts at layer {start}, which needs the one before it"
-            yield Problem("parallel.pp", message, f"stages that start at {', '.join(map(str, allowed))}")

@@ -3,18 +3,21 @@
 from collections.abc import Iterator
 from itertools import islice, product
 from math import log2
+from shlex import quote
 
 from rlcore.config.schema import Parallel, Recipe
 from rlcore.errors import RlcoreError
+from rlcore.layout.balance import freely_cut
 from rlcore.layout.model import Placeable
-from rlcore.layout.plan import size_problems
+from rlcore.layout.plan import expert_sizes, size_problems
 from rlcore.layout.rules import model_problems
+from rlcore.layout.splits import nearest_splits, with_split
 
 _FACTOR = 4
 # Sizes that fit the ranks and the model, of which the stages are tried: beyond them nothing is near any more.
 _TRIES = 1000
-# Shares of the other stages that an offered end may hold; all wait for the slowest.
-_WORST_END = 3
+# Splits of one size that are tried: plugins refuse some, and the sixteenth is no nearer than another size.
+_SPLITS = 16
 _AXES = ("tp", "pp", "cp", "ep")
 
 
@@ -29,12 +32,9 @@ def nearest(recipe: Recipe, model: Placeable, limit: int = 3) -> list[Parallel]:
 
 def changes(asked: Parallel, found: Parallel) -> list[str]:
     """Say how to get from one to the other, as arguments of the command line."""
-    values = found.model_dump()
-    return [
-        f"--set parallel.{name}={'null' if value is None else value}"
-        for name, value in values.items()
-        if value != getattr(asked, name)
-    ]
+    changed = {name: value for name, value in found.model_dump().items() if value != getattr(asked, name)}
+    words = (f"parallel.{name}={'null' if value is None else value}" for name, value in changed.items())
+    return [f"--set {quote(word)}" for word in words]
 
 
 def _sizes(recipe: Recipe, model: Placeable) -> Iterator[Parallel]:
@@ -46,10 +46,14 @@ def _sizes(recipe: Recipe, model: Placeable) -> Iterator[Parallel]:
     names = (*_AXES, "etp", "vpp", "dp")
     options = (dict(zip(names, values, strict=True)) for values in product(*axes, *loose))
     candidates = [asked.model_copy(update=option) for option in options]
+    seen = set()
     for parallel in sorted(candidates, key=lambda one: (_distance(asked, one), -one.tp * one.pp * one.cp)):
+        sizes = (parallel.tp, parallel.pp, parallel.cp, *expert_sizes(parallel), parallel.vpp)
         changed = recipe.model_copy(update={"parallel": parallel})
-        if not any(size_problems(changed)) and not any(model_problems(parallel, model.spec)):
-            yield parallel
+        if sizes in seen or any(size_problems(changed)) or any(model_problems(parallel, model.spec)):
+            continue
+        seen.add(sizes)
+        yield parallel
 
 
 def _near(asked: int, gpus: int) -> list[int]:
@@ -80,7 +84,7 @@ def _distance(asked: Parallel, found: Parallel) -> float:
 
 def _working(recipe: Recipe, model: Placeable, sizes: Parallel) -> Iterator[Parallel]:
     """Yield the layouts of these sizes that keep every rule, those with stages as asked for first."""
-    for parallel in _stages(recipe.parallel, sizes, len(model.spec.layers)):
+    for parallel in _stages(recipe.model_copy(update={"parallel": sizes}), model):
         try:
             model.place(recipe.model_copy(update={"parallel": parallel}))
         except RlcoreError:
@@ -88,23 +92,15 @@ def _working(recipe: Recipe, model: Placeable, sizes: Parallel) -> Iterator[Para
         yield parallel
 
 
-def _stages(asked: Parallel, sizes: Parallel, layers: int) -> Iterator[Parallel]:
-    """Yield the ways to cut the layers into stages: as asked for, then evenly but for an end or both."""
+def _stages(recipe: Recipe, model: Placeable) -> Iterator[Parallel]:
+    """Yield the ways to cut the layers: as asked for, then by the sizes of the ends, then freely."""
+    asked = recipe.parallel
     if asked.pipeline_layout:
-        yield sizes
-    first, last = asked.first_stage_layers or 0, asked.last_stage_layers or 0
-    cuts = {(first, last), (0, 0), *_uneven(sizes.pp, layers, first, last)}
-    for cut in sorted(cuts, key=lambda cut: (abs(cut[0] - first) + abs(cut[1] - last), cut)):
-        ends = {"first_stage_layers": cut[0] or None, "last_stage_layers": cut[1] or None}
-        yield sizes.model_copy(update={**ends, "pipeline_layout": None})
-
-
-def _uneven(pp: int, layers: int, first: int, last: int) -> Iterator[tuple[int, int]]:
-    """Yield layers of first and last stage (0: like the others), one end or none being as asked for."""
-    for kept_first, kept_last in ((first, 0), (0, last), (0, 0)):
-        others, left = pp - bool(kept_first or kept_last), layers - kept_first - kept_last
-        for share in (left // others, -(-left // others)) if others else ():
-            rest = left - share * (others - 1)
-            if 0 < rest <= _WORST_END * share:
-                yield kept_first, kept_last or rest
-                yield kept_first or rest, kept_last
+        yield asked
+    if asked.pp == 1:
+        ends = ("first_stage_layers", "last_stage_layers", "pipeline_layout")
+        yield asked.model_copy(update=dict.fromkeys(ends))
+        return
+    splits = nearest_splits(asked, model.spec.stage_starts, asked.pp, asked.vpp or 1)
+    yield from (with_split(asked, split) for split in splits[:_SPLITS])
+    yield from freely_cut(recipe, model.spec, limit=1)

@@ -3,7 +3,7 @@
 Arithmetic only. What the sizes of a model allow is for `rules`, what its kind allows for its plugin.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import lcm
 
@@ -41,16 +41,13 @@ class Layout:
         """Data parallel size of experts."""
         return self.world_size // (self.etp * self.ep * self.pp)
 
-    @property
-    def stage_starts(self) -> tuple[int, ...]:
-        """First layer of every chunk, in the order of the forward pass; empty chunks are left out."""
-        chunks = (self.stages[p][v] for v in range(self.vpp) for p in range(self.pp))
-        return tuple(chunk[0] for chunk in chunks if chunk)
 
+def layout_of(recipe: Recipe, starts: Sequence[bool]) -> Layout:
+    """Lay out, as the recipe says, a model of which each layer may or may not start a pipeline stage.
 
-def layout_of(recipe: Recipe, layers: int) -> Layout:
-    """Lay a model of so many layers out as the recipe says; raises RlcoreError with every rule it breaks."""
-    raise_if_any(layout_problems(recipe, layers))
+    Raises RlcoreError with every rule that is broken.
+    """
+    raise_if_any(layout_problems(recipe, starts))
     parallel = recipe.parallel
     ep, etp = expert_sizes(parallel)
     return Layout(
@@ -61,15 +58,15 @@ def layout_of(recipe: Recipe, layers: int) -> Layout:
         ep=ep,
         etp=etp,
         vpp=chunks_per_rank(parallel),
-        stages=split_layers(parallel, layers),
+        stages=split_layers(parallel, len(starts)),
         mtp_rank=mtp_rank(parallel, recipe.mtp.num_layers),
         mtp_layers=recipe.mtp.num_layers,
     )
 
 
-def layout_problems(recipe: Recipe, layers: int) -> list[Problem]:
-    """Return every rule that the recipe's layout breaks for a model of so many layers; places are its keys."""
-    return [*size_problems(recipe), *stage_problems(recipe.parallel, layers, recipe.mtp.num_layers)]
+def layout_problems(recipe: Recipe, starts: Sequence[bool]) -> list[Problem]:
+    """Return every rule that the recipe's layout breaks for a model of such layers; places are its keys."""
+    return [*size_problems(recipe), *stage_problems(recipe.parallel, starts, recipe.mtp.num_layers)]
 
 
 def world_size(recipe: Recipe) -> int:

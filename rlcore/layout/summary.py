@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlcore.config.schema import Parallel
+from rlcore.layout.balance import Balanced
 from rlcore.layout.groups import groups, in_words
 from rlcore.layout.model import Placed
 from rlcore.layout.nearest import changes
@@ -55,6 +56,14 @@ def nearest_facts(asked: Parallel, found: Sequence[Parallel]) -> Facts:
     names = ("tp", "pp", "cp", "ep")
     return [
         (" × ".join(f"{name} {getattr(one, name)}" for name in names), " ".join(changes(asked, one)))
+        for one in found
+    ]
+
+
+def balanced_facts(asked: Parallel, found: Sequence[Balanced]) -> Facts:
+    """Say of each layout what its dearest stage costs, and how to get there from the one asked for."""
+    return [
+        (f"{one.dearest:.2f} of the mean cost", " ".join(changes(asked, one.parallel)) or "as it is")
         for one in found
     ]
 

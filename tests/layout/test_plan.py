@@ -12,7 +12,8 @@ from rlcore.layout.plan import layout_of
 def lay_out(layers=8, gpus=8, nodes=1, **parallel):
     cluster = {"nodes": nodes, "gpus_per_node": gpus}
     return layout_of(
-        Recipe.model_validate({"model": {"checkpoint": "m"}, "parallel": parallel, "cluster": cluster}), layers
+        Recipe.model_validate({"model": {"checkpoint": "m"}, "parallel": parallel, "cluster": cluster}),
+        [True] * layers,
     )
 
 
@@ -24,7 +25,7 @@ def test_what_is_left_of_the_gpus_is_data_parallel():
 def test_the_published_layout_of_a_744b_model_comes_out():
     layout = lay_out(layers=78, nodes=32, tp=4, pp=8, cp=8, ep=32, first_stage_layers=14, last_stage_layers=16)
     assert (layout.dp, layout.expert_dp, layout.etp) == (1, 1, 1)
-    assert layout.stage_starts == (0, 14, 22, 30, 38, 46, 54, 62)
+    assert [chunk[0] for (chunk,) in layout.stages] == [0, 14, 22, 30, 38, 46, 54, 62]
 
 
 def test_chunks_of_virtual_stages_go_round_the_ranks():
@@ -67,10 +68,21 @@ def test_every_layer_is_on_exactly_one_stage_in_order(pp, middle, first, last):
         ({"ep": 3}, "parallel.ep", "etp × ep × pp = 3 does not divide 8", "6 or 9"),
         ({"tp": 2, "etp": 1}, "parallel.etp", "wrong gradients", "leave etp out"),
         ({"gpus": 0, "tp": 2, "ep": 2, "etp": 2}, "parallel.etp", "gloo", "etp: 1"),
-        ({"layers": 9, "pp": 2}, "parallel.pp", "9 of 9 layers are left for 2", "last_stage_layers: 5"),
+        (
+            {"layers": 9, "pp": 2},
+            "parallel.pp",
+            "9 of 9 layers are left for 2",
+            "first_stage_layers: 4, which leaves 5",
+        ),
         ({"pp": 2, "first_stage_layers": 3, "last_stage_layers": 3}, "parallel.pp", "2 of 8", "out"),
         ({"pp": 2, "first_stage_layers": 9}, "parallel.pp", "-1 of 8", "out"),
         ({"pp": 2, "vpp": 3}, "parallel.vpp", "3 chunks do not divide stages of 4 layers", "one of 1, 2, 4"),
+        (
+            {"pp": 2, "vpp": 2, "first_stage_layers": 2, "last_stage_layers": 6},
+            "parallel.last_stage_layers",
+            "divides by zero",
+            "leave it out",
+        ),
         ({"vpp": 2}, "parallel.vpp", "only one pipeline stage", "pp above 1"),
         ({"first_stage_layers": 2}, "parallel.first_stage_layers", "only one", "pp above 1"),
         (

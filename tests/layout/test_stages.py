@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from rlcore.config.schema import Parallel
 from rlcore.layout.stages import chunks_per_rank, mtp_rank, split_layers, stage_problems, written_out
 
+ANY = [True]  # a layer that may start a stage
+
 
 def free_form(text, pp=2, **sizes):
     return Parallel(pp=pp, pipeline_layout=text, **sizes)
@@ -60,8 +62,8 @@ def test_mtp_layers_are_on_the_last_rank():
 
 
 def test_a_sound_free_form_layout_has_no_problem():
-    assert list(stage_problems(free_form("Ett|t*2L"), 4)) == []
-    assert list(stage_problems(free_form("Et|t|t|mL", pp=4), 3, mtp_layers=1)) == []
+    assert list(stage_problems(free_form("Ett|t*2L"), ANY * 4)) == []
+    assert list(stage_problems(free_form("Et|t|t|mL", pp=4), ANY * 3, mtp_layers=1)) == []
 
 
 @pytest.mark.parametrize(
@@ -81,5 +83,7 @@ def test_a_sound_free_form_layout_has_no_problem():
     ],
 )
 def test_stages_that_cannot_be_built_are_refused(parallel, key, message):
-    found = [problem.message for problem in stage_problems(parallel, 4) if problem.place == f"parallel.{key}"]
+    found = [
+        problem.message for problem in stage_problems(parallel, ANY * 4) if problem.place == f"parallel.{key}"
+    ]
     assert any(message in text for text in found)
