@@ -12,6 +12,7 @@ from rlcore.errors import Problem, RlcoreError
 if TYPE_CHECKING:
     from rlcore.config.load import LoadedRecipe
     from rlcore.config.schema import Parallel
+    from rlcore.layout.balance import Balanced
     from rlcore.layout.model import Placed
     from rlcore.registry import Catalog
 
@@ -45,26 +46,31 @@ def _report(loaded: "LoadedRecipe", catalog: "Catalog", as_json: bool) -> int:
     from rlcore.config.checks import check
     from rlcore.layout import summary
     from rlcore.layout.model import place_loaded
+    from rlcore.layout.server_rules import check_servers
 
     placed, misplaced = place_loaded(loaded, catalog)
-    problems = list(dict.fromkeys([*check(loaded, catalog), *misplaced]))
-    near = _nearest(loaded, catalog) if misplaced else []
+    unserved = check_servers(loaded, placed.spec if placed else None)
+    problems = list(dict.fromkeys([*check(loaded, catalog), *misplaced, *unserved]))
+    near, balanced = _offers(loaded, catalog, placed, misplaced)
     length = loaded.recipe.rollout.max_response_tokens
     sections = {
         "plugins": _plugins(loaded, catalog),
         "batches": _batches(loaded, placed),
         "layout": summary.layout_facts(placed, length) if placed else [],
         "groups": summary.group_facts(placed.layout) if placed else [],
+        "servers": _servers(loaded),
         "nearest layouts that work": summary.nearest_facts(loaded.recipe.parallel, near),
+        "better balanced stages, by the dearest": summary.balanced_facts(loaded.recipe.parallel, balanced),
     }
     notes = _notes(loaded)
     if as_json:
         print_json(
             {
                 "recipe": loaded.recipe.model_dump(mode="json"),
-                **{name: dict(sections[name]) for name in ("plugins", "batches", "layout")},
+                **{name: dict(sections[name]) for name in ("plugins", "batches", "layout", "servers")},
                 **(summary.record(placed, length) if placed else {}),
                 "nearest": [parallel.model_dump() for parallel in near],
+                "balanced": [one.parallel.model_dump() | {"dearest": one.dearest} for one in balanced],
                 "notes": _records(notes),
                 "problems": _records(problems),
             }
@@ -74,15 +80,37 @@ def _report(loaded: "LoadedRecipe", catalog: "Catalog", as_json: bool) -> int:
     return int(bool(problems))
 
 
-def _nearest(loaded: "LoadedRecipe", catalog: "Catalog") -> "list[Parallel]":
-    """Layouts next to one that does not work; none where not the layout is what is wrong."""
+def _servers(loaded: "LoadedRecipe") -> Facts:
+    """SGLang servers by group, and the environment that follows from them."""
+    from rlcore.layout.server_environment import environment_facts
+    from rlcore.layout.servers import server_facts, servers_of
+
+    try:
+        groups = servers_of(loaded.recipe)
+    except RlcoreError:  # `check` reports it
+        return []
+    return [*server_facts(groups), *environment_facts(loaded.recipe, groups)]
+
+
+def _offers(
+    loaded: "LoadedRecipe", catalog: "Catalog", placed: "Placed | None", misplaced: Sequence[Problem]
+) -> "tuple[list[Parallel], list[Balanced]]":
+    """Layouts next to one that does not work, and much better balanced ones of its sizes.
+
+    None where not the layout is what is wrong.
+    """
+    from rlcore.layout.balance import balanced
     from rlcore.layout.model import read_model
     from rlcore.layout.nearest import nearest
 
+    if not placed and not misplaced:
+        return [], []
     try:
-        return nearest(loaded.recipe, read_model(loaded.recipe, catalog))
+        model = read_model(loaded.recipe, catalog)
     except RlcoreError:
-        return []
+        return [], []
+    near = nearest(loaded.recipe, model) if misplaced else []
+    return near, balanced(loaded.recipe, model, than=placed)
 
 
 def _plugins(loaded: "LoadedRecipe", catalog: "Catalog") -> Facts:
