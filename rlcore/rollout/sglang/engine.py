@@ -1,0 +1,266 @@
+"""One or several SGLang servers as one engine: who answers which request, and what all of them do together.
+
+Prompts and weights go where the servers are; how weights travel is a transport's, given as `updates`; that a
+server may die is the fleet's.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import uuid4
+
+from rlcore.errors import RlcoreError, fail
+from rlcore.rollout.engine import Delta, FinishReason, Health, PauseMode, Request, WeightUpdate
+from rlcore.rollout.sglang.answer import Answer
+from rlcore.rollout.sglang.client import Client, ServerInfo, ServerLost
+
+# A request that an abort did not reach in this time is ended on this side, with what has come so far.
+ABORT_SECONDS = 20.0
+
+
+class ServedUpdate(WeightUpdate, Protocol):
+    """A weight update of servers. `torn` says that some have a part of the new weights, and no way back."""
+
+    torn: bool
+
+
+# Opens an update of all these servers to a version; leaving it commits.
+Updates = Callable[[Sequence[Client], int], AbstractAsyncContextManager[ServedUpdate]]
+
+
+@dataclass(eq=False)
+class Flight:
+    """A request under way at a worker, under a name of its own there."""
+
+    request: Request
+    worker: Client
+    answer: Answer = field(default_factory=Answer)
+    inbox: "asyncio.Queue[Delta | Exception]" = field(default_factory=asyncio.Queue)
+    # Servers abort every request whose name begins with the one given: all names begin with a different one.
+    rid: str = field(default_factory=lambda: uuid4().hex)
+    sent: int = 0
+    task: "asyncio.Task[None] | None" = None
+
+    def deliver(self) -> None:
+        self.inbox.put_nowait(self.answer.since(self.sent))
+        self.sent = len(self.answer.tokens)
+
+
+class SGLangEngine:
+    """`rlcore.rollout.engine.Engine` on servers that run the same model; `open_engine` makes one.
+
+    Log-probs are those of the tempered distribution before `top_k` and `top_p` cut it; greedy requests report
+    them at temperature 1. Servers also stop at the end tokens of the model's own configuration. A stop string
+    that began before a request was resumed is not seen.
+
+    Draws repeat only where servers were launched with `enable_deterministic_inference`: "seeded".
+
+    A weight update under running requests keeps their cached keys and values; `pause("retract")` before it
+    has them recomputed. Requests that come later never share a prefix with older weights. An update that fails
+    halfway cannot be taken back ("rollback" is no capability): until one succeeds, nothing is generated.
+    """
+
+    def __init__(
+        self, workers: Sequence[Client], updates: Updates, *, vocab_size: int, router: Client | None = None
+    ) -> None:
+        """`workers` have been described. Requests go through `router` if there is one, all else straight."""
+        self.workers = tuple(workers)
+        self.capabilities = _capabilities([worker.info for worker in workers])
+        self._updates = updates
+        self._vocab_size = vocab_size
+        self._router = router
+        self._flights: dict[str, Flight] = {}
+        self._version = 0
+        self._flushes = 0
+        self._paused: PauseMode | None = None
+        self._released: set[str] = set()
+        self._torn = ""
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    async def generate(self, request: Request) -> AsyncIterator[Delta]:
+        """See `Engine.generate`. Raises RlcoreError for a request that is refused, ServerLost if it is lost."""
+        self._check(request)
+        if finish := _finished(request):
+            yield Delta([], [], [], finish)
+            return
+        flight = self._flights[request.id] = Flight(request, self._choose(request))
+        flight.task = asyncio.create_task(self._fly(flight))
+        try:
+            while True:
+                delta = await flight.inbox.get()
+                if isinstance(delta, Exception):
+                    raise delta
+                yield delta
+                if delta.finish:
+                    return
+        finally:
+            await self._cut([flight])
+
+    async def abort(self, ids: Sequence[str] | None = None) -> None:
+        """See `Engine.abort`; unknown ids are those that have just ended, and are passed over."""
+        names = list(self._flights) if ids is None else ids
+        flights = [self._flights[name] for name in names if name in self._flights]
+        if not flights:
+            return
+        rids = None if len(flights) == len(self._flights) else [flight.rid for flight in flights]
+        await self._all(worker.abort(rids) for worker in self.workers)
+        tasks = [flight.task for flight in flights if flight.task]
+        # What is held in place answers only when it is let go.
+        await asyncio.wait(tasks, timeout=0 if self._paused == "in_place" else ABORT_SECONDS)
+        await self._cut(flights)
+
+    async def pause(self, mode: PauseMode = "retract") -> None:
+        """Hold all workers. "retract" frees their caches of running requests, "abort" ends these."""
+        self._paused = mode
+        await self._all(worker.pause(mode) for worker in self.workers)
+
+    async def resume(self) -> None:
+        self._paused = None
+        await self._all(worker.resume() for worker in self.workers)
+
+    @asynccontextmanager
+    async def weight_update(self, version: int) -> AsyncIterator[WeightUpdate]:
+        """See `Engine.weight_update`; nothing is generated until it is committed on every server."""
+        if not self._paused:
+            await self._all(worker.pause("in_place") for worker in self.workers)
+        await self._occupy("weights")
+        update: ServedUpdate | None = None
+        try:
+            async with self._updates(self.workers, version) as update:
+                yield update
+            await self._all(worker.set_version(version) for worker in self.workers)
+        except BaseException as error:
+            if update and update.torn:
+                self._torn = f"the update to weights of version {version} failed halfway: {error}"
+                await self._cut(self._flights.values())
+            else:
+                await self._go_on()
+            raise
+        self._version, self._torn = version, ""
+        if self._paused in ("retract", "abort"):
+            # What retracted requests had computed would be found again, under the prefix that they bring along.
+            await self._all(worker.flush() for worker in self.workers)
+        await self._go_on()
+
+    async def _go_on(self) -> None:
+        """Let servers generate again, unless they are held or have no memory to do it in."""
+        if not self._paused:
+            await self._all(worker.resume() for worker in self.workers)
+
+    async def flush(self) -> None:
+        """See `Engine.flush`: what is cached is never looked at again, and freed where nothing runs."""
+        self._flushes += 1
+        if not self._flights:
+            await self._all(worker.flush() for worker in self.workers)
+
+    async def sleep(self) -> None:
+        """Have the servers release weights and cache; running requests are computed anew after `wake`.
+
+        The weights are gone: an update has to come before `wake`.
+        """
+        await self.pause("retract")
+        await self._all(worker.release_memory() for worker in self.workers)
+        self._released = {"weights", "kv_cache", "cuda_graph"}
+
+    async def wake(self) -> None:
+        await self._occupy(*self._released)
+        await self.resume()
+
+    async def health(self) -> Health:
+        """All workers together. Raises ServerLost if one does not answer."""
+        found = await self._all(worker.health() for worker in self.workers)
+        running, queued = sum(one.running for one in found), sum(one.queued for one in found)
+        return Health(not self._torn, min(one.version for one in found), running, queued, self._torn)
+
+    async def close(self) -> None:
+        """End every request as aborted; servers stay as they are."""
+        await self._cut(self._flights.values())
+        await asyncio.gather(*(client.close() for client in (*self.workers, self._router) if client))
+
+    def _check(self, request: Request) -> None:
+        place = f"request {request.id}"
+        if self._torn:
+            raise fail(place, self._torn, "update the weights again")
+        if request.id in self._flights:
+            raise fail(place, "a request of this id is running", "give every request its own id")
+        if not request.prompt_tokens:
+            raise fail(place, "the prompt is empty")
+        # Such a token ends a server.
+        if (largest := max(*request.prompt_tokens, *request.tokens, 0)) >= self._vocab_size:
+            raise fail(place, f"token {largest} is outside the vocabulary of {self._vocab_size}")
+
+    def _choose(self, request: Request) -> Client:
+        """The worker that has the group's prompt, unless it is full; else the one with the most room."""
+        loads = Counter(flight.worker for flight in self._flights.values())
+        fill = {worker: loads[worker] / worker.info.capacity for worker in self.workers}
+        group = (flight for flight in self._flights.values() if flight.request.key[0] == request.key[0])
+        home = next(group, None)
+        if home and fill[home.worker] < 1:
+            return home.worker
+        return min(self.workers, key=fill.__getitem__)
+
+    async def _fly(self, flight: Flight) -> None:
+        """Read an answer to its end into the flight's inbox."""
+        request, gate = flight.request, self._router or flight.worker
+        cache = f"{self._version}.{self._flushes}"
+        try:
+            async for answer in gate.generate(request, rid=flight.rid, cache=cache):
+                flight.answer = answer
+                if request.stream or answer.finish:
+                    flight.deliver()
+        except (RlcoreError, ServerLost) as error:
+            flight.inbox.put_nowait(error)
+        finally:
+            self._flights.pop(request.id, None)
+
+    async def _cut(self, flights: Iterable[Flight]) -> None:
+        """End these on this side, each with what has come; the server notices that nobody listens."""
+        open_flights = [(flight, flight.task) for flight in flights if flight.task and not flight.task.done()]
+        for flight, task in open_flights:
+            task.cancel()
+            flight.answer.finish = "abort"
+            flight.deliver()
+        if open_flights:
+            await asyncio.wait([task for _, task in open_flights])
+
+    async def _occupy(self, *kinds: str) -> None:
+        if back := sorted(self._released.intersection(kinds)):
+            await self._all(worker.occupy_memory(back) for worker in self.workers)
+            self._released -= set(back)
+
+    async def _all(self, calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+        return await asyncio.gather(*calls)
+
+
+async def open_engine(
+    urls: Sequence[str], updates: Updates, *, vocab_size: int, router: str | None = None
+) -> SGLangEngine:
+    """An engine on servers that run already. Raises ServerLost for one that does not answer."""
+    workers = [Client(url) for url in urls]
+    await asyncio.gather(*(worker.describe() for worker in workers))
+    gate = Client(router) if router else None
+    if gate:
+        gate.info = workers[0].info
+    return SGLangEngine(workers, updates, vocab_size=vocab_size, router=gate)
+
+
+def _capabilities(infos: Sequence[ServerInfo]) -> frozenset[str]:
+    found = {"stop_strings", "pause_in_place"}
+    if all(info.seeded for info in infos):
+        found.add("seeded")
+    if all(info.releases_memory for info in infos):
+        found.add("sleep")
+    return frozenset(found)
+
+
+def _finished(request: Request) -> FinishReason | None:
+    """Why the tokens that a request brings along leave nothing to make."""
+    if request.tokens and request.tokens[-1] in request.params.stop_token_ids:
+        return "stop"
+    return "length" if len(request.tokens) >= request.params.max_new_tokens else None
