@@ -43,6 +43,12 @@ CONFIG = {
 }
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tensors are tiny: more threads only wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def config():
     """The content of a tiny model's config.json."""

@@ -1,15 +1,198 @@
+import random
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
 from rlcore_glm52_dsa.bridge import dsa_bridge
 from rlcore_glm52_dsa.spec import dsa_spec
+from rlcore_glm52_dsa.testing import selection_margins
+from transformers import AutoModelForCausalLM
+
+from rlcore.bridge.load import load_hf
+from rlcore.models.attention import PackedSequences
+from rlcore.models.forward import forward_hidden, output_weight
 from rlcore.models.hf_config import read_hf_config
+from rlcore.rollout.local_weights import unstacked
 from rlcore.testing.routers import choice_margins
 from rlcore.trainer.parity import measure_parity
-import pytest
+
+# Further apart than rounding brings the scores of the last one chosen and the first one left out.
+SMALLEST_MARGIN = 1e-6
+LENGTHS = (1, 40, 3, 77, 20, 64, 2, 19)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_x(megatron, make_checkpoint, seed):
-    folder = make_checkpoint(seed)
+def random_shape(seed):
+    draw = random.Random(seed)
+    layers = draw.choice([2, 3, 4, 5])
+    heads = draw.choice([1, 2, 3, 4, 5])
+    return {
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "q_lora_rank": draw.choice([16, 40, 96]),
+        "kv_lora_rank": draw.choice([16, 24, 64]),
+        "qk_nope_head_dim": draw.choice([8, 16, 24]),
+        "qk_rope_head_dim": draw.choice([4, 8, 16]),
+        "v_head_dim": draw.choice([8, 16, 40]),
+        "hidden_size": draw.choice([32, 64, 96, 160]),
+        "intermediate_size": draw.choice([48, 128, 200]),
+        "moe_intermediate_size": draw.choice([16, 24, 40]),
+        "num_hidden_layers": layers,
+        "first_k_dense_replace": draw.choice([0, 1, 3]),
+        "n_routed_experts": draw.choice([4, 8, 12, 16]),
+        "num_experts_per_tok": draw.choice([2, 3, 4]),
+        "n_shared_experts": draw.choice([1, 1, 2]),
+        "routed_scaling_factor": draw.choice([1.0, 1.8, 2.5]),
+        "vocab_size": draw.choice([499, 512, 1023]),
+        "rms_norm_eps": draw.choice([1e-5, 1e-6]),
+        "rope_theta": draw.choice([1e4, 1e6]),
+        "tie_word_embeddings": draw.random() < 0.25,
+        "index_n_heads": draw.choice([16, 24, 32]),
+        "index_head_dim": draw.choice([16, 24, 32]),
+        "index_topk": draw.choice([4, 16, 24, 48, 77, 128]),
+        **draw.choice(
+            [
+                {"index_topk_freq": 1},
+                {"index_topk_freq": draw.choice([2, 3, 4]), "index_skip_topk_offset": draw.choice([1, 2, 3])},
+                {"indexer_types": ["full", *draw.choices(["full", "shared"], k=layers - 1)]},
+            ]
+        ),
+    }
+
+
+@contextmanager
+def margins():
+    """Nothing that is compared inside the context may hang on a near-tie."""
+    with choice_margins() as experts, selection_margins() as keys:
+        yield
+    assert min([*experts, *keys], default=1.0) > SMALLEST_MARGIN
+
+
+def assert_parity(folder):
     spec = dsa_spec(read_hf_config(folder))
-    with choice_margins() as margins:
+    with margins():
         parity = measure_parity(spec, dsa_bridge(spec), folder)
-    print(parity, min(margins))
+    assert parity.max_rel_logit_diff <= 3e-6
+    assert parity.max_rel_logit_diff <= 2 * parity.reference_noise
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_logits_of_random_shapes_equal_those_of_transformers(megatron, make_checkpoint, seed):
+    assert_parity(make_checkpoint(seed, **random_shape(seed)))
+
+
+SCHEDULES = {
+    "all full": {"index_topk_freq": 1},
+    "every third from the second on": {"index_topk_freq": 3},
+    "every fourth from the third on, as published": {"index_topk_freq": 4, "index_skip_topk_offset": 3},
+    "every second": {"index_topk_freq": 2, "index_skip_topk_offset": 1},
+    "a pattern": {"index_topk_pattern": "FSSFFSS"},
+    "named one by one": {"indexer_types": ["full", "shared", "full", "shared", "shared", "full", "shared"]},
+}
+
+
+@pytest.mark.parametrize("topk", [16, 128], ids=["longer than topk", "all seen"])
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_every_schedule_has_the_logits_of_transformers(megatron, make_checkpoint, schedule, topk):
+    assert_parity(make_checkpoint(num_hidden_layers=7, index_topk=topk, **schedule))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_layers_choose_the_keys_that_transformers_does(build, make_checkpoint, seed):
+    folder = make_checkpoint(seed, num_hidden_layers=6)
+    spec, bridge, (model,) = build(folder)
+    load_hf([model], bridge, folder)
+    tokens = random_tokens(sum(LENGTHS))
+    sequences = PackedSequences.of(LENGTHS)
+    with margins():
+        forward_hidden(model.eval(), tokens, sequences)
+
+    theirs = choices_of_transformers(spec, folder, tokens.split(LENGTHS, 1))
+    assert list(theirs) == [0, 1, 3, 5]
+    first_t = sequences.places - sequences.position_ids[0]
+    for layer, sets in theirs.items():
+        places_tk = sequences.shared[f"indices of layer {layer}"]
+        ours_tk = torch.where(places_tk < 0, -1, places_tk - first_t[:, None])
+        assert [set(row) - {-1} for row in ours_tk.tolist()] == sets
+
+
+def random_tokens(count):
+    return torch.randint(499, (1, count), generator=torch.Generator().manual_seed(0))
+
+
+def choices_of_transformers(spec, folder, parts):
+    """Positions that each query sees, by layer with an indexer; keys after a query stay hidden all the same."""
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    spec.mend_transformers(model)
+    found = {}
+
+    def keep(layer):
+        def hook(module, args, index_1tk):
+            sets = [{p for p in row if p <= t} for t, row in enumerate(index_1tk[0].tolist())]
+            found.setdefault(layer, []).extend(sets)
+
+        return hook
+
+    for layer, module in enumerate(model.model.layers):
+        if module.self_attn.indexer is not None:
+            module.self_attn.indexer.register_forward_hook(keep(layer))
+    for part in parts:
+        model(part, use_cache=False)
+    return found
+
+
+@pytest.mark.parametrize(("eps", "differs"), [(1e-6, False), (1e-5, True)])
+def test_transformers_alone_uses_1e_6_in_the_norms_of_latents(megatron, make_checkpoint, eps, differs):
+    folder = make_checkpoint(rms_norm_eps=eps)
+    spec = replace(dsa_spec(read_hf_config(folder)), mend_transformers=lambda model: None)
+    parity = measure_parity(spec, dsa_bridge(spec), folder)
+    assert (parity.max_rel_logit_diff > 1e-5) == differs
+    assert parity.holds != differs
+
+
+def test_gradients_equal_those_of_transformers_and_indexers_get_none(build, make_checkpoint):
+    folder = make_checkpoint()
+    spec, bridge, (model,) = build(folder)
+    load_hf([model], bridge, folder)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    spec.mend_transformers(reference)
+    tokens = random_tokens(50)
+
+    with margins():
+        hidden = forward_hidden(model, tokens, PackedSequences.of([50]))[:, 0]
+    (hidden @ output_weight(model).T).log_softmax(-1)[:, 7].sum().backward()
+    reference(tokens).logits[0].log_softmax(-1)[:, 7].sum().backward()
+
+    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    theirs = hub_gradients(reference)
+    for name, gradient in theirs.items():
+        entry = bridge.by_hf[name]
+        written = entry.transform.write([ours[entry.megatron]])[entry.hf.index(name)]
+        torch.testing.assert_close(written, gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
+    without = {name for entry in bridge.entries if entry.megatron in ours for name in entry.hf} - theirs.keys()
+    assert without == {name for name, _ in reference.named_parameters() if ".indexer." in name}
+    assert all(gradient is None for name, gradient in ours.items() if ".indexer." in name)
+
+
+def hub_gradients(model):
+    """Gradients by the names of a checkpoint, the stacked ones of experts taken apart."""
+    return {
+        hub_name: gradient
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+        for hub_name, gradient in unstacked(name, parameter.grad)
+    }
+
+
+def test_packed_sequences_do_not_see_each_other(build, make_checkpoint):
+    folder = make_checkpoint()
+    _, bridge, (model,) = build(folder)
+    load_hf([model], bridge, folder)
+    tokens = random_tokens(sum(LENGTHS))
+    with margins():
+        packed = forward_hidden(model, tokens, PackedSequences.of(LENGTHS))
+    alone = [
+        forward_hidden(model, part, PackedSequences.of([part.shape[1]])) for part in tokens.split(LENGTHS, 1)
+    ]
+    torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-5, atol=1e-5)
