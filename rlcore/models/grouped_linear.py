@@ -57,8 +57,22 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x_ti: Tensor, tokens_per_expert: Sequence[int]) -> tuple[Tensor, None]:
         """Multiply tokens, sorted by expert, each by its expert's matrix: x [t, i] gives [t, o]."""
-        parts = x_ti.split(list(tokens_per_expert))
-        return torch.cat([F.linear(x, w) for x, w in zip(parts, self._weights(), strict=True)]), None
+        multiply = in_one_kernel if self._has_kernel(x_ti) else one_by_one
+        return multiply(x_ti, tokens_per_expert, self._weights()), None
+
+    def _has_kernel(self, x_ti: Tensor) -> bool:
+        """Whether a kernel for all experts beats a loop: on CPUs it does not, for weights have to be copied.
+
+        CUDA has one for bf16 from capability 9.0 and torch 2.10 on; rows have to be multiples of 16 bytes.
+        """
+        return (
+            x_ti.is_cuda
+            and hasattr(F, "grouped_mm")
+            and x_ti.dtype == torch.bfloat16
+            and len(x_ti) > 0
+            and all(size % 8 == 0 for size in self.weight0.shape)
+            and torch.cuda.get_device_capability(x_ti.device) >= (9, 0)
+        )
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
@@ -81,6 +95,34 @@ class GroupedLinear(nn.Module):
             tensor.replica_id = (*tensor.replica_id[:2], self._groups.expt_dp.rank())
             sharded[f"{prefix}weight{number}"] = tensor
         return sharded
+
+
+def one_by_one(x_ti: Tensor, tokens_per_expert: Sequence[int], weights_oi: Sequence[Tensor]) -> Tensor:
+    """Multiply each expert's tokens [t, i] by its matrix, in a loop: [t, o]."""
+    parts = x_ti.split(list(tokens_per_expert))
+    return torch.cat([F.linear(x, weight) for x, weight in zip(parts, weights_oi, strict=True)])
+
+
+def in_one_kernel(x_ti: Tensor, tokens_per_expert: Sequence[int], weights_oi: Sequence[Tensor]) -> Tensor:
+    """`one_by_one` by torch's grouped matrix product; there is at least one token."""
+    ends_e = torch.tensor(list(tokens_per_expert)).cumsum(0, dtype=torch.int32).to(x_ti.device)
+    return _GroupedProduct.apply(x_ti, ends_e, *weights_oi)
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """Copies the experts' matrices side by side for each product, and keeps no copy for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ti: Tensor, ends_e: Tensor, *weights_oi: Tensor) -> Tensor:
+        ctx.save_for_backward(x_ti, ends_e, *weights_oi)
+        return F.grouped_mm(x_ti, torch.stack(weights_oi).mT, offs=ends_e)
+
+    @staticmethod
+    def backward(ctx: Any, grad_to: Tensor) -> tuple[Tensor | None, ...]:
+        x_ti, ends_e, *weights_oi = ctx.saved_tensors
+        grad_to = grad_to.contiguous()
+        grad_ti = F.grouped_mm(grad_to, torch.stack(weights_oi), offs=ends_e)
+        return grad_ti, None, *F.grouped_mm(grad_to.T, x_ti, offs=ends_e).unbind()
 
 
 class ColumnParallelGroupedLinear(GroupedLinear):

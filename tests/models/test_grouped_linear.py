@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from rlcore.models.attention import PackedSequences
 from rlcore.models.forward import forward_hidden
+from rlcore.models.grouped_linear import in_one_kernel, one_by_one
 
 EXPERTS = {
     "num_moe_experts": 4,
@@ -64,6 +65,19 @@ def test_an_expert_that_no_token_chose_has_a_gradient_of_zero(experts):
     fc1 = experts.decoder.layers[1].mlp.experts.linear_fc1
     assert fc1.weight0.grad.any()
     assert not fc1.weight2.grad.any()
+
+
+@pytest.mark.parametrize("tokens", [(3, 0, 5, 1), (0, 0, 0, 9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_kernel_for_all_experts_multiplies_as_a_loop_does(tokens, dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(sum(tokens), 16, generator=generator).to(dtype).requires_grad_()
+    weights = [torch.randn(24, 16, generator=generator).to(dtype).requires_grad_() for _ in tokens]
+    given = torch.randn(sum(tokens), 24, generator=generator).to(dtype)
+    loop, kernel = one_by_one(x, tokens, weights), in_one_kernel(x, tokens, weights)
+    torch.testing.assert_close(kernel, loop)
+    gradients = [torch.autograd.grad(out, [x, *weights], given) for out in (loop, kernel)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_every_part_of_an_expert_counts_in_the_norm_of_the_gradient(experts):
