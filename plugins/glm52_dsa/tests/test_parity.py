@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from rlcore_glm52_dsa.bridge import dsa_bridge
+from rlcore_glm52_dsa.margins import selection_margins
 from rlcore_glm52_dsa.spec import dsa_spec
-from rlcore_glm52_dsa.testing import selection_margins
 from transformers import AutoModelForCausalLM
 
 from rlcore.bridge.load import load_hf
