@@ -1,4 +1,4 @@
-from rlcore.bridge.rows import gated_mlp, mixture_of_experts, packed_qkv
+from rlcore.bridge.rows import gated_mlp, latent_attention, mixture_of_experts, packed_qkv
 from rlcore.bridge.table import WeightBridge
 from rlcore.bridge.transforms import PackedQKV
 
@@ -25,3 +25,10 @@ def test_each_expert_of_each_layer_has_its_weights_beside_router_and_shared_expe
     assert bridge.by_megatron["m.2.router.expert_bias"].hf == ("l.2.gate.e_score_correction_bias",)
     assert bridge.by_hf["l.1.shared_experts.up_proj.weight"].megatron == "m.1.shared_experts.linear_fc1.weight"
     assert len(bridge.entries) == 2 * (2 + 2 + 3 * 2)
+
+
+def test_norms_of_latents_belong_to_the_projections_after_them_unless_they_are_modules():
+    fused, alone = (WeightBridge(latent_attention("a.", "b.", {}, fused_norms=on)) for on in (True, False))
+    assert fused.by_hf["a.q_a_layernorm.weight"].megatron == "b.linear_q_up_proj.layer_norm_weight"
+    assert alone.by_hf["a.q_a_layernorm.weight"].megatron == "b.q_layernorm.weight"
+    assert alone.by_hf["a.kv_a_layernorm.weight"].megatron == "b.kv_layernorm.weight"

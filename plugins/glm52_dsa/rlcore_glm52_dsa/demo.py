@@ -24,8 +24,8 @@ SPECIAL_TOKENS = (
 )
 
 # Prompts are longer than the 16 keys that a query may see; the second layer sees those of the first. With fewer
-# index heads keys would have equal scores, and engine and trainer might choose differently. Weights start wider than the published 0.02,
-# which suits models a thousand times this width.
+# index heads keys would have equal scores, and engine and trainer might choose differently. Weights start wider
+# than the published 0.02, which suits models a thousand times this width.
 ARCHITECTURE = {
     "model_type": "glm_moe_dsa",
     "hidden_size": 64,
