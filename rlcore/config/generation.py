@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, Tag
+from pydantic import Discriminator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Tag
 
 from rlcore.config.section import RewardUse, Section
 
@@ -142,9 +142,13 @@ class Rollout(Sampling):
     mask_offpolicy: bool = False
     """Give tokens made by older weights no loss."""
     mode: Literal["sync", "one_step", "async"] = "sync"
-    """Whether generation runs ahead of training."""
+    """Generate and train in turn, train while the next step's samples are made, or generate all the time."""
     max_staleness: NonNegativeInt = 1
-    """In mode async: how many weight versions a sample may be behind."""
+    """In mode async: by how many versions the weights that made a token may be behind those that it trains."""
+    request_timeout: PositiveFloat | None = None
+    """Seconds without a new token, in an engine's queue or out of it, after which a request counts as lost."""
+    request_retries: NonNegativeInt = 2
+    """How often a lost request is asked again, after the tokens that it has; then its group is left out."""
     num_gpus: NonNegativeInt = 0
     """GPUs for generation when it has its own."""
     gpus_per_engine: PositiveInt = 1

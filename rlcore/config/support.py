@@ -53,7 +53,6 @@ def _rollout(recipe: Recipe) -> Iterator[Unbuilt]:
     rollout, sync = recipe.rollout, recipe.sync
     other = rollout.checkpoint not in (None, recipe.model.checkpoint)
     yield Unbuilt("rollout.engine", rollout.engine == "sglang", "generation with SGLang", "engine: local")
-    yield Unbuilt("rollout.mode", rollout.mode != "sync", "generation ahead of training", "mode: sync")
     yield Unbuilt("rollout.checkpoint", other, "an engine checkpoint of its own", "leave it out")
     yield Unbuilt("rollout.num_gpus", rollout.num_gpus > 0, "GPUs only for generation", "num_gpus: 0")
     way = sync.transport not in ("auto", "tensor")

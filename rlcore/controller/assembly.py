@@ -71,9 +71,13 @@ async def running_engine(prepared: Prepared) -> AsyncIterator[LocalEngine]:
 
 
 def make_generator(
-    prepared: Prepared, engine: LocalEngine, scorer: RewardRunner, filters: Sequence[SamplingFilter] = ()
+    prepared: Prepared,
+    engine: LocalEngine,
+    scorer: RewardRunner,
+    filters: Sequence[SamplingFilter] = (),
+    name: str = "",
 ) -> Generator:
-    """Join engine, rewards and filters into what makes rollouts and evaluations."""
+    """Join engine, rewards and filters into what makes rollouts and evaluations; see `Generator` for `name`."""
     return Generator(
         engine,
         scorer,
@@ -83,4 +87,5 @@ def make_generator(
         seed=prepared.recipe.seed,
         max_context_tokens=prepared.context_tokens,
         filters=filters,
+        name=name,
     )

@@ -1,17 +1,20 @@
 """The loop of reinforcement learning: sync, roll out, score, estimate, train; again, until the steps are done.
 
 Weights are synced at the start of what needs them, so that a step ends with the optimizer: whatever
-interrupts the run later finds it at a step's boundary, and the next attempt repeats the rest exactly.
+interrupts the run later finds it at a step's boundary, and the next attempt goes on from there. What is
+generated meanwhile for the next steps is the pipeline's business.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rlcore.config.rules import batch_size
 from rlcore.config.schema import Recipe
 from rlcore.controller.batch import estimate_advantages, split_updates
 from rlcore.controller.evaluation import EvaluationSet
-from rlcore.controller.metrics import rollout_metrics, update_metrics
+from rlcore.controller.metrics import rollout_metrics, staleness_metrics, update_metrics
+from rlcore.controller.pipeline import Pipeline, make_pipeline
 from rlcore.controller.policy import Policy
 from rlcore.controller.selection import AlgorithmPlugins
 from rlcore.controller.session import Session
@@ -62,10 +65,22 @@ class Grpo:
         # The last attempt may have ended between a step and the evaluation that follows it.
         if self._is_evaluation_due(total_steps) and not self._session.is_evaluated(names):
             await self._evaluate()
-        while self._session.done < total_steps:
-            await self._step()
-            if self._is_evaluation_due(total_steps):
-                await self._evaluate()
+        pipeline = make_pipeline(
+            self._recipe.rollout,
+            self._actors.generator,
+            self._actors.source,
+            self._session.source,
+            total_steps,
+            self._sync,
+            self._show("rollout"),
+        )
+        try:
+            while self._session.done < total_steps:
+                await self._step(pipeline)
+                if self._is_evaluation_due(total_steps):
+                    await self._evaluate()
+        finally:
+            await pipeline.close()
 
     def _is_evaluation_due(self, total_steps: int) -> bool:
         settings, done = self._recipe.eval, self._session.done
@@ -73,23 +88,21 @@ class Grpo:
             return settings.before_train
         return done == total_steps or bool(settings.every and done % settings.every == 0)
 
-    async def _step(self) -> None:
+    async def _step(self, pipeline: Pipeline) -> None:
         session, step = self._session, self._session.done + 1
-        await self._sync()
         with session.timer("rollout"):
-            generating = self._actors.generator.rollout(
-                self._actors.source, step=step, on_progress=self._show("rollout")
-            )
-            rollout = await self._actors.policy.beside(generating)
+            rollout = await self._actors.policy.beside(pipeline.take(step))
         samples = [sample for group in rollout.groups for sample in group]
         if self._recipe.telemetry.save_rollouts:
             write_samples(session.folder.paths.rollouts, TRAINING, step, samples)
         with session.timer("train"):
-            trained = self._train(samples)
-        session.end_step(
-            {**rollout_metrics(samples), **rollout.metrics, **trained}, self._actors.source.state()
-        )
+            trained = await pipeline.train(partial(self._train, samples))
         self._engine_is_fresh = False
+        with session.timer("rollout"):
+            state = await pipeline.settle()
+        # Nothing is awaited from here to the end of the step.
+        metrics = {**rollout_metrics(samples), **staleness_metrics(samples, session.done), **rollout.metrics}
+        session.end_step({**metrics, **trained}, state)
 
     def _train(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Turn a rollout into one or more optimizer steps; returns their metrics, averaged."""
@@ -117,7 +130,7 @@ class Grpo:
         return {**update_metrics(rows), **estimate.metrics}
 
     def _train_sample(self, sample: Sample) -> TrainSample:
-        version = self._actors.engine.version
+        version = self._session.done
         return TrainSample(
             name=f"sample {sample.index} of prompt {sample.group}",
             tokens=[*sample.prompt_tokens, *sample.tokens],
@@ -145,13 +158,16 @@ class Grpo:
         """Give the engine the trainer's weights, unless it has them."""
         if self._engine_is_fresh:
             return
+        engine = self._actors.engine
         with self._session.timer("sync"):
-            await sync_weights(
-                self._actors.engine,
-                self._actors.policy,
-                self._session.done,
-                self._recipe.sync.bucket_mib,
-            )
+            # Requests that run have their past computed anew: a token's log-prob is of its version alone.
+            await engine.pause("retract")
+            try:
+                await sync_weights(
+                    engine, self._actors.policy, self._session.done, self._recipe.sync.bucket_mib
+                )
+            finally:
+                await engine.resume()
         self._engine_is_fresh = True
 
     async def _evaluate(self) -> None:

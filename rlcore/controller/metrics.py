@@ -7,6 +7,9 @@ from statistics import fmean, pstdev
 
 from rlcore.data.sample import Sample, Status
 
+# How far trainer and engine are apart; missing where no token can be compared.
+_GAPS = ("logprob_gap/", "dsa/")
+
 
 def rollout_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     """Rewards and their parts, response lengths and how many were cut short."""
@@ -26,14 +29,20 @@ def rollout_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     }
 
 
+def staleness_metrics(samples: Sequence[Sample], version: int) -> dict[str, float]:
+    """By how many versions the weights that made a rollout's tokens are behind those that they train."""
+    behind = [version - made for sample in samples for made in sample.versions]
+    return {"rollout/staleness_mean": fmean(behind), "rollout/staleness_max": max(behind)} if behind else {}
+
+
 def update_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Metrics of the optimizer steps on one rollout: means over those taken; `skipped` counts the others.
 
     How far trainer and engine are apart is that of the first: after it, they rightly differ.
     """
     taken = [row for row in rows if not row["skipped"]] or rows
-    means = {name: fmean(row[name] for row in taken) for name in taken[0]}
-    gaps = {name: value for name, value in rows[0].items() if name.startswith(("logprob_gap/", "dsa/"))}
+    gaps = {name: value for name, value in rows[0].items() if name.startswith(_GAPS)}
+    means = {name: fmean(row[name] for row in taken) for name in taken[0] if not name.startswith(_GAPS)}
     return {**means, **gaps, "skipped": fsum(row["skipped"] for row in rows)}
 
 

@@ -83,7 +83,7 @@ async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
                     policy=policy,
                     engine=engine,
                     generator=make_generator(prepared, engine, scorer, materials.algorithm.filters),
-                    judge=make_generator(prepared, engine, judge),
+                    judge=make_generator(prepared, engine, judge, name="evaluation, "),
                     source=materials.source(),
                 )
                 folder = start(prepared.loaded, _plugins(materials, scorer, judge), place)

@@ -8,6 +8,7 @@ import hashlib
 import random
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from rlcore.data.chat import Prompt
@@ -63,7 +64,7 @@ class PromptSource:
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs to go on as if never stopped, in JSON-ready form."""
         return {
-            "dataset": self._fingerprint(),
+            "dataset": self._fingerprint,
             "seed": self._seed,
             "served": self._served,
             "put_back": [[sample.to_dict() for sample in group] for group in self._put_back],
@@ -71,7 +72,7 @@ class PromptSource:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state. Raises RlcoreError if dataset or seed are not those it was saved with."""
-        for key, value in (("dataset", self._fingerprint()), ("seed", self._seed)):
+        for key, value in (("dataset", self._fingerprint), ("seed", self._seed)):
             if state[key] != value:
                 remedy = "resume with the data and seed of the run, or start a new run"
                 raise fail("prompt source", f"the {key} has changed since the state was saved", remedy)
@@ -84,6 +85,7 @@ class PromptSource:
         self._served += 1
         return group
 
+    @cached_property
     def _fingerprint(self) -> str:
         """Hash of what is served, so that a state never meets another dataset unnoticed."""
         digest = hashlib.sha256()

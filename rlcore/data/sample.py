@@ -4,12 +4,15 @@ A sample starts as a prompt, gains tokens from an engine and a reward from a plu
 training batch. Nothing here imports torch: plugins read samples in processes that have none.
 """
 
+import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
 Message = dict[str, Any]
+
+_NUMBERS = {"prompt_tokens", "tokens", "log_probs", "loss_mask", "versions", "selections"}
 
 
 class Status(StrEnum):
@@ -56,7 +59,15 @@ class Sample:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready form; `from_dict` reads it back."""
-        return asdict(self)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        # Thousands of numbers a sample: a deep copy would take each in hand.
+        return {
+            name: value.copy() if name in _NUMBERS else copy.deepcopy(value) for name, value in values.items()
+        }
+
+    def without_response(self) -> "Sample":
+        """The same prompt, group and index, of which nothing is made yet."""
+        return Sample(self.prompt, self.label, self.metadata, self.group, self.index, self.prompt_tokens)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Sample":

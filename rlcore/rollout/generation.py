@@ -10,53 +10,39 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rlcore.config.generation import Rollout as RolloutSettings
 from rlcore.config.generation import Sampling
-from rlcore.data.sample import Sample, Status
+from rlcore.data.sample import Status
 from rlcore.errors import fail
-from rlcore.protocols import Drop, FilterContext, SamplingFilter
+from rlcore.protocols import FilterContext, SamplingFilter
+from rlcore.rollout.attempts import (
+    PATIENCE,
+    Attempt,
+    PromptSource,
+    Referee,
+    Rollout,
+    Scorer,
+    drop_metrics,
+    nothing_kept,
+)
 from rlcore.rollout.engine import Engine
 from rlcore.rollout.responses import Group, OnProgress, Responder
 from rlcore.rollout.reward_process import all_or_first_error
+from rlcore.rollout.stream import Stream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from rlcore.rollout.rewards import RewardOutcome
-
-# A rollout that has dropped this many times its size stops asking for more: the filters may never be content.
-PATIENCE = 16
 ABORT_AGAIN_SECONDS = 0.5
-
-
-class PromptSource(Protocol):
-    """Where groups come from, and where unfinished ones go. An empty list says that there are no more."""
-
-    def next(self, count: int) -> list[Group]: ...
-
-    def put_back(self, groups: Sequence[Group]) -> None: ...
-
-
-class Scorer(Protocol):
-    """Sets the rewards of samples. Raises RlcoreError when a reward's failure shall stop the run."""
-
-    async def score(self, samples: Sequence[Sample]) -> "Sequence[RewardOutcome]": ...
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Groups to train on, in the order in which they were asked for, and the rollout's own metrics."""
-
-    groups: list[Group]
-    metrics: dict[str, float]
 
 
 class Generator:
     """Makes rollouts and evaluations with one engine, one scorer and one set of filters.
 
-    `stop_token_ids` are the model's own; `max_context_tokens` bounds prompt and response together.
+    `stop_token_ids` are the model's own; `max_context_tokens` bounds prompt and response together. `name` tells
+    its requests from those of another generator on the same engine.
     """
 
     def __init__(
@@ -70,11 +56,11 @@ class Generator:
         seed: int,
         max_context_tokens: int | None = None,
         filters: Sequence[SamplingFilter] = (),
+        name: str = "",
     ) -> None:
         self._engine = engine
-        self._scorer = scorer
         self._settings = settings
-        self._filters = filters
+        self._referee = Referee(scorer, filters)
         self._responder = Responder(
             engine,
             tokenizer,
@@ -82,6 +68,9 @@ class Generator:
             seed=seed,
             max_context_tokens=max_context_tokens,
             mask_offpolicy=settings.mask_offpolicy,
+            timeout=settings.request_timeout,
+            retries=settings.request_retries,
+            name=name,
         )
 
     async def rollout(
@@ -93,8 +82,12 @@ class Generator:
         """
         wanted = self._settings.prompts_per_step
         progress = _Progress(wanted * self._settings.samples_per_prompt, on_progress)
-        run = _Run(self._engine, self._scorer, self._responder, self._settings, self._filters, step, progress)
+        run = _Run(self._engine, self._responder, self._referee, self._settings, step, progress)
         return await run.collect(source)
+
+    def stream(self, source: PromptSource, on_progress: OnProgress | None = None) -> Stream:
+        """Groups of this source without end, made ahead of who takes them."""
+        return Stream(self._engine, self._responder, self._referee, self._settings, source, on_progress)
 
     async def generate(
         self, groups: list[Group], sampling: Sampling, *, on_progress: OnProgress | None = None
@@ -107,7 +100,7 @@ class Generator:
 
         async def one(group: Group) -> list[str]:
             errors = await self._responder.respond(group, sampling, progress.sample_done)
-            await self._scorer.score([sample for sample in group if sample.status is not Status.FAILED])
+            await self._referee.scorer.score([sample for sample in group if sample.status is not Status.FAILED])
             return errors
 
         errors = [error for found in await all_or_first_error(map(one, groups)) for error in found]
@@ -140,32 +133,21 @@ class _Progress:
             self.tell(min(self.done, self.total), self.total, self.tokens)
 
 
-@dataclass(eq=False)
-class _Attempt:
-    """A group on its way. `outcomes` are missing until it is scored."""
-
-    order: int
-    group: Group
-    errors: list[str] = field(default_factory=list)
-    outcomes: "Sequence[RewardOutcome] | None" = None
-
-
 @dataclass
 class _Run:
     """One rollout under way."""
 
     engine: Engine
-    scorer: Scorer
     responder: Responder
+    referee: Referee
     settings: RolloutSettings
-    filters: Sequence[SamplingFilter]
     step: int
     progress: _Progress
-    kept: list[_Attempt] = field(default_factory=list)
-    spare: list[_Attempt] = field(default_factory=list)
-    unused: list[_Attempt] = field(default_factory=list)
+    kept: list[Attempt] = field(default_factory=list)
+    spare: list[Attempt] = field(default_factory=list)
+    unused: list[Attempt] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
-    flights: dict[asyncio.Task[None], _Attempt] = field(default_factory=dict)
+    flights: dict[asyncio.Task[None], Attempt] = field(default_factory=dict)
     asked: int = 0
     exhausted: bool = False
 
@@ -181,7 +163,7 @@ class _Run:
     @property
     def selective(self) -> bool:
         """Whether verdicts decide what the engine works on while other groups are in flight."""
-        return bool(self.filters) or self.batch > self.wanted
+        return bool(self.referee.filters) or self.batch > self.wanted
 
     async def collect(self, source: PromptSource) -> Rollout:
         try:
@@ -206,23 +188,19 @@ class _Run:
             groups = source.next(self.batch if self.selective else missing)
             self.exhausted = not groups or self.dropped.total() >= PATIENCE * self.wanted
             for group in groups:
-                attempt = _Attempt(self.asked, group)
+                attempt = Attempt(self.asked, group)
                 self.flights[asyncio.create_task(self._fly(attempt))] = attempt
                 self.asked += 1
         return bool(self.flights)
 
-    async def _fly(self, attempt: _Attempt) -> None:
+    async def _fly(self, attempt: Attempt) -> None:
         """Make a group's responses. Where nothing hangs on its verdict, it is scored while others go on."""
         on_sample = self.progress.sample_done
         attempt.errors = await self.responder.respond(attempt.group, self.settings, on_sample)
         if not self.selective:
-            await self._score(attempt)
+            await self.referee.score(attempt)
 
-    async def _score(self, attempt: _Attempt) -> None:
-        if not attempt.errors:
-            attempt.outcomes = await self.scorer.score(attempt.group)
-
-    async def _land(self) -> list[_Attempt]:
+    async def _land(self) -> list[Attempt]:
         """Wait for groups: the next ones where verdicts matter at once, else all. The first error is raised."""
         when = asyncio.FIRST_COMPLETED if self.selective else asyncio.FIRST_EXCEPTION
         done, _ = await asyncio.wait(self.flights, return_when=when)
@@ -241,9 +219,9 @@ class _Run:
         finally:
             await self.engine.resume()
 
-    async def _judge(self, landed: list[_Attempt]) -> None:
+    async def _judge(self, landed: list[Attempt]) -> None:
         """Score what is not scored yet and let the filters decide, in the order of asking."""
-        await all_or_first_error(self._score(attempt) for attempt in landed if attempt.outcomes is None)
+        await all_or_first_error(self.referee.score(attempt) for attempt in landed if attempt.outcomes is None)
         for attempt in landed:
             aborted = any(sample.status is Status.ABORTED for sample in attempt.group)
             if aborted or len(self.kept) >= self.wanted:
@@ -254,8 +232,8 @@ class _Run:
             errors = next(attempt.errors for attempt in landed if attempt.errors)
             raise fail("rollout", f"no response could be made: {errors[0]}")
 
-    def _decide(self, attempt: _Attempt) -> None:
-        verdict = self._verdict(attempt)
+    def _decide(self, attempt: Attempt) -> None:
+        verdict = self.referee.verdict(attempt, self._context())
         if verdict is None:
             self.kept.append(attempt)
             return
@@ -264,27 +242,14 @@ class _Run:
         if verdict.keep_if_short:
             self.spare.append(attempt)
 
-    def _verdict(self, attempt: _Attempt) -> Drop | None:
-        """The first reason to drop a group; a kept one loses the loss of those whom filters mask out."""
-        if attempt.outcomes is None:
-            return Drop("failed")
-        if any(outcome.drop for outcome in attempt.outcomes):
-            return Drop("reward_error")
-        context = FilterContext(
+    def _context(self) -> FilterContext:
+        return FilterContext(
             step=self.step,
             wanted=self.wanted,
             kept=len(self.kept),
             in_flight=len(self.flights),
             version=self.engine.version,
         )
-        for one in self.filters:
-            verdict = one.decide(attempt.group, context)
-            if isinstance(verdict, Drop):
-                return verdict
-            for sample in attempt.group:
-                if sample.index in verdict.mask_out:
-                    sample.loss_mask = [0] * len(sample.tokens)
-        return None
 
     async def _cut_short(self) -> None:
         """End what is still in flight. Asked again until it has landed: a request may start after an abort."""
@@ -297,22 +262,17 @@ class _Run:
         """Let dropped groups that may return do so if too few were kept."""
         self.kept += self.spare[: self.wanted - len(self.kept)]
         if not self.kept:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.most_common())
-            raise fail(
-                "rollout",
-                f"no group was kept out of {self.asked} ({reasons or 'there are no prompts'})",
-                "loosen the filters, or look at the rewards of rollouts/ with `rlcore reward`",
-            )
+            raise nothing_kept(self.asked, self.dropped)
 
     def _metrics(self) -> dict[str, float]:
         return {
             "rollout/groups_asked": self.asked,
             "rollout/groups_cut_short": len(self.unused),
-            "rollout/groups_dropped": self.dropped.total(),
-            **{f"rollout/groups_dropped/{reason}": count for reason, count in sorted(self.dropped.items())},
+            **drop_metrics(self.dropped),
+            "rollout/retries": self.responder.retries_since(),
             "rollout/tokens": self.progress.tokens,
         }
 
 
-def _ordered(attempts: Iterable[_Attempt]) -> list[_Attempt]:
+def _ordered(attempts: Iterable[Attempt]) -> list[Attempt]:
     return sorted(attempts, key=lambda attempt: attempt.order)

@@ -85,12 +85,18 @@ def summary(totals: Totals) -> dict[str, float]:
     sums = dict(totals.sums)
     tokens, weight = sums.pop("tokens"), sums.pop("weight")
     found = {"loss": sums.pop("loss"), "tokens": tokens}
+    maxima = dict(totals.maxima)
     if "gap" in sums:
-        found["logprob_gap/mean"] = sums.pop("gap") / max(sums.pop("compared"), 1.0)
+        gap, compared = sums.pop("gap"), sums.pop("compared")
+        if compared:
+            found["logprob_gap/mean"] = gap / compared
+        else:
+            # No token is of these weights: there is no gap to be measured.
+            maxima.pop("logprob_gap/max", None)
     if "flips" in sums:
         found["dsa/selection_flips"] = sums.pop("flips") / max(sums.pop("selected"), 1.0)
     if "mtp/drafted" in sums:
         own = {name: sums.pop(name) for name in list(sums) if name.startswith("mtp/")}
         found |= rates(own)
     found |= {name: value / weight if weight else 0.0 for name, value in sums.items()}
-    return found | dict(totals.maxima)
+    return found | maxima

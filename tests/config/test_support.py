@@ -24,7 +24,6 @@ REFUSED_WITH = {
         "router",
         "gpus_per_engine",
     },
-    "rollout.mode": {"max_staleness"},
     "cluster.colocate": {"offload_train", "offload_rollout"},
 }
 READ_BY_BATCH_SIZE = {"global_batch_size", "updates_per_rollout"}

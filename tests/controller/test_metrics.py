@@ -1,4 +1,4 @@
-from rlcore.controller.metrics import evaluation_metrics, rollout_metrics, update_metrics
+from rlcore.controller.metrics import evaluation_metrics, rollout_metrics, staleness_metrics, update_metrics
 from rlcore.data.sample import Sample, Status
 
 
@@ -42,6 +42,17 @@ def test_updates_are_averaged_over_those_taken():
         {"loss": 3.0, "logprob_gap/max": 3.0, "skipped": 0.0},
     ]
     assert update_metrics(rows) == {"loss": 2.0, "logprob_gap/max": 0.5, "skipped": 1.0}
+
+
+def test_an_update_on_tokens_of_older_weights_alone_has_no_gap():
+    rows = [{"loss": 1.0, "skipped": 0.0}, {"loss": 3.0, "logprob_gap/max": 2.0, "skipped": 0.0}]
+    assert update_metrics(rows) == {"loss": 2.0, "skipped": 0.0}
+    assert update_metrics(rows[::-1]) == {"loss": 2.0, "logprob_gap/max": 2.0, "skipped": 0.0}
+
+
+def test_staleness_counts_versions_between_making_a_token_and_training_it():
+    samples = [Sample("", versions=[3, 4]), Sample("", versions=[5, 5])]
+    assert staleness_metrics(samples, 5) == {"rollout/staleness_mean": 0.75, "rollout/staleness_max": 2}
 
 
 def test_a_rollout_without_a_step_taken_still_has_metrics():

@@ -30,6 +30,12 @@ def test_a_metric_that_only_some_micro_batches_have_counts_where_it_is():
     assert found["logprob_gap/mean"] == 0.25
 
 
+def test_where_no_token_can_be_compared_there_is_no_gap():
+    sums = tally(0.0, gap=0.0, compared=0.0).sums
+    found = summary(Totals.of([Tally(sums, {"logprob_gap/max": torch.zeros(())})]))
+    assert not [name for name in found if name.startswith("logprob_gap/")]
+
+
 def test_nothing_hides_a_nan():
     one, two = Totals.of([tally(math.nan, ratio_max=math.nan)]), Totals.of([tally(1.0, ratio_max=9.0)])
     for order in ([one, two], [two, one]):
