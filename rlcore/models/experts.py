@@ -83,6 +83,15 @@ class Experts:
             **(grouped if self.groups > 1 else {}),
         }
 
+    def layer_parameters(self, kind: str, hidden: int, intermediate: int) -> tuple[int, int]:
+        """Elements of what follows attention in a layer of this kind: all of them, and what a token meets.
+
+        `intermediate` is the width of a dense layer's MLP.
+        """
+        if kind == DENSE:
+            return (dense := gated_mlp_parameters(hidden, intermediate)), dense
+        return self.parameters(hidden), self.active_parameters(hidden)
+
     def parameters(self, hidden: int) -> int:
         """Elements of a layer's router and experts; the biases, which no gradient changes, are none."""
         return self.count * (hidden + gated_mlp_parameters(hidden, self.width)) + self._shared(hidden)

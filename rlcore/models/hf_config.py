@@ -40,6 +40,18 @@ def number_problems(
                 yield Problem("config.json", f"{key} must be {words}, not {hf_config[key]!r}")
 
 
+def block_fields(hf_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Megatron's fields of RMS norms and of gated MLPs without biases, for layers that have both."""
+    return {
+        "ffn_hidden_size": hf_config["intermediate_size"],
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": hf_config["rms_norm_eps"],
+        "gated_linear_unit": True,
+        "activation_func": hf_config.get("hidden_act", "silu"),
+        "add_bias_linear": False,
+    }
+
+
 @dataclass(frozen=True)
 class Rope:
     """Rotary position embedding: its base, and the share of each head's dimensions that it rotates."""

@@ -18,7 +18,8 @@ def glm4_bridge(spec: "ModelSpec") -> "WeightBridge":
     shape = Shape.of(spec.hf_config)
     over = {"layer": range(shape.layers)}
     hf, megatron = "model.layers.{layer}.", "decoder.layers.{layer}."
-    qkv = PackedQKV(shape.heads, shape.groups, shape.head_dim)
+    attention = shape.attention
+    qkv = PackedQKV(attention.heads, attention.groups, attention.head_dim)
     vocabulary = PaddedVocabulary(shape.vocab)
     norms = {
         "input_layernorm": "self_attention.linear_qkv.layer_norm_weight",

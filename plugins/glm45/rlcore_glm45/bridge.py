@@ -51,7 +51,8 @@ def _attention(hf: str, megatron: str, shape: Shape, over: "Over") -> "list[Map]
     from rlcore.bridge.transforms import Columns, PackedQKV
 
     source, target = f"{hf}self_attn.", f"{megatron}self_attention."
-    qkv = PackedQKV(shape.heads, shape.groups, shape.head_dim)
+    attention = shape.attention
+    qkv = PackedQKV(attention.heads, attention.groups, attention.head_dim)
     return [
         Map(f"{hf}input_layernorm.weight", f"{target}linear_qkv.layer_norm_weight", over=over),
         *packed_qkv(source, target, qkv, over),

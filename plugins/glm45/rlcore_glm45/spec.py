@@ -9,15 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlcore.errors import fail, raise_if_any
-from rlcore.models.arithmetic import (
-    attention_parameters,
-    causal_attention_flops,
-    gated_mlp_parameters,
-    linear_flops,
-)
+from rlcore.errors import raise_if_any
+from rlcore.models.arithmetic import linear_flops
 from rlcore.models.experts import DENSE, MOE, Experts
-from rlcore.models.hf_config import number_problems, read_rope
+from rlcore.models.grouped_attention import GroupedAttention
+from rlcore.models.hf_config import block_fields, number_problems, read_rope
 from rlcore.models.spec import LayerInfo, ModelSpec, mtp_layer_around
 
 if TYPE_CHECKING:
@@ -29,9 +25,7 @@ _SIZES = (
     "hidden_size",
     "intermediate_size",
     "max_position_embeddings",
-    "num_attention_heads",
     "num_hidden_layers",
-    "num_key_value_heads",
     "vocab_size",
 )
 
@@ -45,12 +39,9 @@ class Shape:
     layers: int
     dense_layers: int
     mtp_layers: int
-    heads: int
-    groups: int
-    head_dim: int
     vocab: int
-    qkv_bias: bool
     qk_norm: bool
+    attention: GroupedAttention
     experts: Experts
 
     @classmethod
@@ -60,25 +51,17 @@ class Shape:
         Raises RlcoreError for every key that is absent or contradicts another.
         """
         raise_if_any(number_problems(hf_config, _SIZES, ["rms_norm_eps"]))
-        heads, groups = hf_config["num_attention_heads"], hf_config["num_key_value_heads"]
-        shape = cls(
+        return cls(
             hidden=hf_config["hidden_size"],
             intermediate=hf_config["intermediate_size"],
             layers=hf_config["num_hidden_layers"],
             dense_layers=min(hf_config["first_k_dense_replace"], hf_config["num_hidden_layers"]),
             mtp_layers=hf_config.get("num_nextn_predict_layers", 1),
-            heads=heads,
-            groups=groups,
-            head_dim=hf_config.get("head_dim") or hf_config["hidden_size"] // heads,
             vocab=hf_config["vocab_size"],
-            qkv_bias=hf_config.get("attention_bias", False),
             qk_norm=hf_config.get("use_qk_norm", False),
+            attention=GroupedAttention.of(hf_config, head_dim=None, qkv_bias=False),
             experts=Experts.of(hf_config),
         )
-        if heads % groups:
-            problem = f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
-            raise fail("config.json", problem)
-        return shape
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -86,20 +69,14 @@ class Shape:
         return (DENSE,) * self.dense_layers + (MOE,) * (self.layers - self.dense_layers)
 
     def layer(self, kind: str) -> LayerInfo:
-        """Describe a layer by the elements of its matrices: attention's, and those of its MLP or experts."""
-        attention = attention_parameters(self.hidden, self.heads, self.groups, self.head_dim, qkv_bias=False)
-        biases = (self.heads + 2 * self.groups) * self.head_dim * self.qkv_bias
-        norms = 2 * self.hidden + 2 * self.head_dim * self.qk_norm
-        if kind == DENSE:
-            held = active = gated_mlp_parameters(self.hidden, self.intermediate)
-        else:
-            held, active = self.experts.parameters(self.hidden), self.experts.active_parameters(self.hidden)
+        """Describe a layer: attention, norms, and an MLP or experts."""
+        norms = 2 * self.hidden + 2 * self.attention.head_dim * self.qk_norm
+        held, active = self.experts.layer_parameters(kind, self.hidden, self.intermediate)
 
         def flops(length: int) -> float:
-            matrices = linear_flops(length, attention + active)
-            return matrices + causal_attention_flops(length, self.heads, self.head_dim)
+            return self.attention.flops(length) + linear_flops(length, active)
 
-        return LayerInfo(kind=kind, parameters=attention + biases + norms + held, flops=flops)
+        return LayerInfo(kind=kind, parameters=self.attention.parameters + norms + held, flops=flops)
 
 
 def glm45_spec(hf_config: Mapping[str, Any]) -> ModelSpec:
@@ -115,16 +92,8 @@ def glm45_spec(hf_config: Mapping[str, Any]) -> ModelSpec:
         layers=tuple(layers[kind] for kind in shape.kinds),
         mtp_layers=(mtp_layer_around(layers[MOE], shape.hidden),) * shape.mtp_layers,
         transformer_config={
-            "num_attention_heads": shape.heads,
-            "num_query_groups": shape.groups,
-            "kv_channels": shape.head_dim,
-            "ffn_hidden_size": shape.intermediate,
-            "normalization": "RMSNorm",
-            "layernorm_epsilon": hf_config["rms_norm_eps"],
-            "gated_linear_unit": True,
-            "activation_func": hf_config.get("hidden_act", "silu"),
-            "add_bias_linear": False,
-            "add_qkv_bias": shape.qkv_bias,
+            **shape.attention.transformer_config(),
+            **block_fields(hf_config),
             "qk_layernorm": shape.qk_norm,
             **shape.experts.transformer_config(shape.kinds),
         },

@@ -10,9 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rlcore.errors import fail, raise_if_any
-from rlcore.models.arithmetic import gated_mlp_parameters, linear_flops
+from rlcore.models.arithmetic import linear_flops
 from rlcore.models.experts import DENSE, MOE, Experts
-from rlcore.models.hf_config import number_problems
+from rlcore.models.hf_config import block_fields, number_problems
 from rlcore.models.latent import LatentAttention, set_latent_epsilon
 from rlcore.models.spec import LayerInfo, ModelSpec, mtp_layer_around
 
@@ -59,10 +59,7 @@ class Shape:
 
     def layer(self, kind: str) -> LayerInfo:
         """Describe a layer: attention, two norms, and an MLP or experts."""
-        if kind == DENSE:
-            held = active = gated_mlp_parameters(self.hidden, self.intermediate)
-        else:
-            held, active = self.experts.parameters(self.hidden), self.experts.active_parameters(self.hidden)
+        held, active = self.experts.layer_parameters(kind, self.hidden, self.intermediate)
 
         def flops(length: int) -> float:
             return self.attention.flops(length) + linear_flops(length, active)
@@ -87,12 +84,7 @@ def flash_spec(hf_config: Mapping[str, Any]) -> ModelSpec:
         mtp_layers=(mtp_layer_around(layers[MOE], shape.hidden),) * shape.mtp_layers,
         transformer_config={
             **shape.attention.transformer_config(),
-            "ffn_hidden_size": shape.intermediate,
-            "normalization": "RMSNorm",
-            "layernorm_epsilon": hf_config["rms_norm_eps"],
-            "gated_linear_unit": True,
-            "activation_func": hf_config.get("hidden_act", "silu"),
-            "add_bias_linear": False,
+            **block_fields(hf_config),
             **shape.experts.transformer_config(shape.kinds),
         },
         model_args={
