@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from rlcore.config.checkpoint import is_here, missing_weights, read_architecture
 from rlcore.config.fields import suggest
 from rlcore.config.load import LoadedRecipe, in_reading_order
-from rlcore.config.native import megatron_problems, sglang_problems
+from rlcore.config.native import megatron_problems
 from rlcore.config.rules import unfitting_groups
 from rlcore.config.schema import Dataset, Recipe, RewardsByMetadata, ServerGroups, Use
+from rlcore.config.sglang_arguments import Arguments, known_arguments, serving_arguments
 from rlcore.config.tree import parse
 from rlcore.config.validation import place_of
 from rlcore.errors import Problem, RlcoreError
@@ -163,22 +164,35 @@ def _file_problems(key: str, path: Path) -> Iterator[Problem]:
 def native_problems(recipe: Recipe) -> Iterator[Problem]:
     """Check what passes through to Megatron and to SGLang."""
     yield from megatron_problems(recipe.megatron)
-    sglang = recipe.rollout.sglang
-    elsewhere = sglang.python is not None
-    yield from sglang_problems("rollout.sglang.args", sglang.args, elsewhere=elsewhere)
+    try:
+        arguments = _sglang_arguments(recipe)
+    except RlcoreError as error:
+        yield from error.problems
+        return
+    shared = recipe.rollout.sglang.args
+    yield from arguments.problems("rollout.sglang.args", shared)
     try:
         groups = server_groups(recipe)
     except RlcoreError as error:
         yield from error.problems
         return
-    if groups and isinstance(sglang.config, Path):
+    if groups and isinstance(recipe.rollout.sglang.config, Path):
         for found in unfitting_groups(recipe, groups):
             yield Problem(found.keys[0], found.message, found.remedy)
     for m, model in enumerate(groups.sglang if groups else []):
         for g, group in enumerate(model.server_groups):
             key = f"rollout.sglang.config.sglang.{m}.server_groups.{g}.overrides"
-            shared = {} if "dp_size" not in group.overrides else sglang.args
-            yield from sglang_problems(key, {**_only_dp(shared), **group.overrides}, elsewhere=elsewhere)
+            inherited = _only_dp(shared) if "dp_size" in group.overrides else {}
+            yield from arguments.problems(key, {**inherited, **group.overrides})
+
+
+def _sglang_arguments(recipe: Recipe) -> Arguments:
+    """What servers take. Only a recipe that launches some is worth the seconds that SGLang takes to say it."""
+    sglang, python = recipe.rollout.sglang, recipe.rollout.sglang.python
+    launches = recipe.rollout.engine == "sglang" and not sglang.urls
+    if not launches or (python and not python.expanduser().is_file()):
+        return known_arguments()
+    return serving_arguments(python.expanduser() if python else None)
 
 
 def _only_dp(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Native settings that pass through to Megatron and SGLang, checked by name and type without importing either.
+"""Native settings that pass through to Megatron, checked by name and type without importing it.
 
 The fields are read from the installed sources. What rlcore sets itself is refused, with the key that sets it.
 """
@@ -84,34 +84,12 @@ _OWNED_MEGATRON = {
         _FROM_CONFIG_JSON,
     ),
 }
-_OWNED_SGLANG = {
-    "model_path": "rollout.checkpoint",
-    "tokenizer_path": "model.checkpoint",
-    "tp_size": "rollout.gpus_per_engine",
-    "random_seed": "seed",
-    "enable_memory_saver": "cluster.offload_rollout",
-    **dict.fromkeys(
-        ("host", "port", "nnodes", "node_rank", "dist_init_addr", "base_gpu_id", "nccl_port"),
-        "nothing: rlcore places the servers",
-    ),
-}
-
 Fields = Mapping[str, ast.expr]
 
 
 def megatron_problems(settings: Mapping[str, Any]) -> list[Problem]:
     """Check `megatron:`; places are keys of the recipe. Unknown names pass where Megatron is not installed."""
     return list(_problems("megatron", settings, _OWNED_MEGATRON, megatron_fields()))
-
-
-def sglang_problems(key: str, settings: Mapping[str, Any], *, elsewhere: bool) -> list[Problem]:
-    """Check arguments of SGLang servers; `elsewhere` says that they run in another Python environment."""
-    problems = list(_problems(key, settings, _OWNED_SGLANG, {} if elsewhere else sglang_fields()))
-    dp_size = settings.get("dp_size", 1)
-    if isinstance(dp_size, int) and dp_size > 1 and not settings.get("enable_dp_attention"):
-        message = f"dp_size {dp_size} spreads attention over ranks of one engine"
-        problems.append(Problem(f"{key}.dp_size", message, "enable_dp_attention: true"))
-    return problems
 
 
 def _problems(
@@ -145,12 +123,6 @@ def megatron_fields() -> Fields:
     for file, classes in _MEGATRON.items():
         fields |= _fields_in("megatron", f"core/{file}", classes)
     return fields
-
-
-@cache
-def sglang_fields() -> Fields:
-    """Fields of SGLang's ServerArgs with their types; empty if it is not installed here."""
-    return _fields_in("sglang", "srt/server_args.py", ("ServerArgs",))
 
 
 def _fields_in(package: str, file: str, classes: tuple[str, ...]) -> dict[str, ast.expr]:

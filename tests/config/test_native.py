@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from rlcore.config.native import megatron_fields, megatron_problems, sglang_problems
+from rlcore.config.native import megatron_fields, megatron_problems
 
 SEEDS = {
     "moe_enable_deepep": True,
@@ -15,28 +15,10 @@ SEEDS = {
     "grad_reduce_in_fp32": True,
     "check_for_nan_in_grad": False,
 }
-SEED_SERVERS = {
-    "mem_fraction_static": 0.7,
-    "enable_dp_attention": True,
-    "dp_size": 32,
-    "ep_size": 32,
-    "moe_dense_tp_size": 1,
-    "enable_dp_lm_head": True,
-    "cuda_graph_bs": [1, 2, 4, 8],
-    "disable_radix_cache": True,
-    "moe_a2a_backend": "deepep",
-    "deepep_mode": "auto",
-    "speculative_algorithm": "EAGLE",
-    "speculative_num_draft_tokens": 4,
-    "ep_num_redundant_experts": 16,
-    "disaggregation_transfer_backend": "mooncake",
-    "kv_cache_dtype": "fp8_e4m3",
-}
 
 
 def test_the_native_settings_of_the_published_recipes_pass():
     assert megatron_problems(SEEDS) == []
-    assert sglang_problems("rollout.sglang.args", SEED_SERVERS, elsewhere=True) == []
 
 
 @pytest.mark.parametrize(
@@ -57,20 +39,6 @@ def test_a_wrong_megatron_setting_gets_a_remedy(name, value, message, remedy):
     [problem] = megatron_problems({name: value})
     assert problem.place == f"megatron.{name}"
     assert message in problem.message
-    assert remedy in problem.remedy
-
-
-@pytest.mark.parametrize(
-    ("args", "remedy"),
-    [
-        ({"tp_size": 2}, "rollout.gpus_per_engine"),
-        ({"model_path": "x"}, "rollout.checkpoint"),
-        ({"port": 30000}, "rlcore places the servers"),
-        ({"dp_size": 4}, "enable_dp_attention: true"),
-    ],
-)
-def test_what_rlcore_sets_for_servers_is_refused(args, remedy):
-    [problem] = sglang_problems("rollout.sglang.args", args, elsewhere=True)
     assert remedy in problem.remedy
 
 
