@@ -7,6 +7,7 @@ import torch
 from rlcore_glm4.demo import DEMO as GLM4
 from rlcore_glm45.demo import DEMO as GLM45
 from rlcore_glm47_flash.demo import DEMO as FLASH
+from rlcore_glm52_dsa.demo import DEMO as DSA
 from safetensors.torch import load_file, save_file
 
 import rlcore.mbridge
@@ -76,7 +77,7 @@ def models_of(folder, bridge):
 
 
 def test_mbridge_loads_families_that_it_does_not_know(write, tmp_path):
-    folders = [write(GLM4), write(FLASH)]
+    folders = [write(GLM4), write(FLASH), write(DSA)]
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path), *map(str, folders)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -84,7 +85,7 @@ def test_mbridge_loads_families_that_it_does_not_know(write, tmp_path):
     assert [line for line in result.stderr.splitlines() if line in exported] == exported
 
 
-@pytest.mark.parametrize("demo", [GLM4, GLM45, FLASH], ids=lambda demo: demo.config["model_type"])
+@pytest.mark.parametrize("demo", [GLM4, GLM45, FLASH, DSA], ids=lambda demo: demo.config["model_type"])
 def test_what_it_exports_is_the_checkpoint_bit_for_bit(write, demo):
     from mbridge import AutoBridge
 
@@ -104,11 +105,12 @@ def test_ranks_load_their_parts_and_export_the_whole(write, tmp_path):
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
 
 
-def test_the_layers_that_predict_further_tokens_come_along_if_asked_for(write):
+@pytest.mark.parametrize("demo", [FLASH, DSA], ids=lambda demo: demo.config["model_type"])
+def test_the_layers_that_predict_further_tokens_come_along_if_asked_for(write, demo):
     from mbridge import AutoBridge
 
-    folder = write(FLASH, num_nextn_predict_layers=1)
-    add_mtp_layer(folder / "model.safetensors")
+    folder = write(demo, num_nextn_predict_layers=1)
+    add_mtp_layer(folder / "model.safetensors", demo.config["num_hidden_layers"])
     bridge = AutoBridge.from_pretrained(str(folder), dtype=torch.float32)
     bridge.set_extra_args(mtp_num_layers=1)
     exported = dict(bridge.export_weights(models_of(folder, bridge)))
@@ -117,10 +119,11 @@ def test_the_layers_that_predict_further_tokens_come_along_if_asked_for(write):
     assert all(torch.equal(exported[name], original[name]) for name in original)
 
 
-def add_mtp_layer(file):
+def add_mtp_layer(file, layers):
     """Make one of the last layer's tensors and what such a layer has besides."""
     tensors = load_file(file)
-    last, mtp, hidden = "model.layers.1.", "model.layers.2.", tensors["model.norm.weight"]
+    hidden = tensors["model.norm.weight"]
+    last, mtp = (f"model.layers.{number}." for number in (layers - 1, layers))
     copies = {mtp + name.removeprefix(last): t.clone() for name, t in tensors.items() if name.startswith(last)}
     norms = {f"{mtp}{name}.weight": hidden.clone() for name in ("enorm", "hnorm", "shared_head.norm")}
     tensors |= copies | norms | {f"{mtp}eh_proj.weight": torch.randn(len(hidden), 2 * len(hidden))}
