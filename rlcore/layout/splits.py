@@ -60,8 +60,9 @@ def nearest_splits(asked: Parallel, starts: Sequence[bool], pp: int, vpp: int = 
     """
 
     def distance(split: Split) -> tuple[int, int, Split]:
-        first = asked.first_stage_layers or split.middle or split.last
-        last = asked.last_stage_layers or split.middle or split.first
+        named = asked.first_stage_layers or asked.last_stage_layers or split.last
+        share = split.middle or len(starts) - named
+        first, last = asked.first_stage_layers or share, asked.last_stage_layers or share
         return abs(split.first - first) + abs(split.last - last), max(split), split
 
     fair = (

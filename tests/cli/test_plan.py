@@ -1,6 +1,7 @@
 """`rlcore plan`, as a user runs it."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -76,6 +77,19 @@ def test_groups_of_512_ranks_fit_a_line_each(capsys):
     assert "  tp  256 of 2 ranks: 0-1, 2-3, 4-5 … 510-511\n" in out
     assert "  dp  16 of 32 ranks: 0+4+…+124" in out
     assert "  stage 3  layers 15-19 | 35-39: 10 dense + output layer, 1.18 of the mean cost\n" in out
+
+
+def test_stages_in_much_better_balance_are_shown_and_can_be_taken(capsys):
+    uneven = ("--set", "cluster.gpus_per_node=8", "--set", "parallel.pp=4", "--set", "parallel.cp=1")
+    _, out, _ = plan(capsys, BIG, *uneven)
+    assert "stage 3  layers 30-39: 10 dense + output layer, 1.18 of the mean cost\n" in out
+    cost, _, setting = (
+        out[out.index("better balanced stages") :].splitlines()[1].partition(" of the mean cost  ")
+    )
+    code, out, _ = plan(capsys, BIG, *uneven, *shlex.split(setting))
+    assert code == 0
+    assert f"{cost.strip()} of the mean cost" in out[out.index("stage 0") :]
+    assert "better balanced stages" not in out
 
 
 def test_json_holds_defaults_and_problems(capsys):

@@ -65,6 +65,26 @@ def test_no_end_is_offered_that_all_others_would_wait_for():
     assert max(ends) <= 3 * 40 / 16
 
 
+def test_stages_start_where_the_model_lets_them(make_model, published):
+    asked = recipe(pp=8, last_stage_layers=8)
+    first = nearest(asked, make_model(published))[0]
+    assert changes(asked.parallel, first) == [
+        "--set parallel.first_stage_layers=2",
+        "--set parallel.last_stage_layers=4",
+    ]
+
+
+def test_a_free_form_layout_is_offered_where_no_sizes_of_the_ends_work(make_model):
+    starts = [layer in (0, 1, 3, 6) for layer in range(10)]
+    asked = recipe(gpus=4, pp=4)
+    assert offered(asked, make_model(starts))[0] == ["--set 'parallel.pipeline_layout=Et|t*2|t*3|t*4L'"]
+
+
+def test_no_two_offers_are_of_the_same_sizes(make_model, published):
+    found = nearest(recipe(pp=8, etp=1), make_model(published))
+    assert len({(one.tp, one.pp, one.cp, one.ep) for one in found}) == len(found)
+
+
 def test_a_free_form_layout_that_does_not_fit_is_left_out():
     asked = recipe(pp=2, pipeline_layout="Ettt|tttL")
     assert offered(asked, model())[0] == ["--set parallel.pipeline_layout=null"]

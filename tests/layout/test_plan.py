@@ -75,7 +75,7 @@ def test_every_layer_is_on_exactly_one_stage_in_order(pp, middle, first, last):
             "first_stage_layers: 4, which leaves 5",
         ),
         ({"pp": 2, "first_stage_layers": 3, "last_stage_layers": 3}, "parallel.pp", "2 of 8", "out"),
-        ({"pp": 2, "first_stage_layers": 9}, "parallel.pp", "-1 of 8", "out"),
+        ({"pp": 2, "first_stage_layers": 9}, "parallel.pp", "-1 of 8", "first_stage_layers: 6"),
         ({"pp": 2, "vpp": 3}, "parallel.vpp", "3 chunks do not divide stages of 4 layers", "one of 1, 2, 4"),
         (
             {"pp": 2, "vpp": 2, "first_stage_layers": 2, "last_stage_layers": 6},
