@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rlcore.config.schema import Optimizer
 from rlcore.data.train_sample import TrainSample
 from rlcore.rollout.engine import Engine, Request, SamplingParams
 
@@ -47,6 +48,21 @@ def send_weights(trainer: "Trainer", engine: Engine, version: int) -> None:
             await update.send(dict(trainer.exporter))
 
     asyncio.run(send())
+
+
+def gaps_around_training(
+    trainer: "Trainer", engine: Engine, *, vocab_size: int, steps: int = 3
+) -> tuple[float, float]:
+    """`largest_gap` on what the engine samples: before the trainer learns from it, and with its new weights."""
+    from rlcore.trainer.objectives import SftObjective
+
+    samples = sample_responses(engine, vocab_size=vocab_size)
+    before = largest_gap(trainer, samples)
+    trainer.prepare_optimizer(Optimizer(lr=1e-3), total_steps=steps)
+    for _ in range(steps):
+        trainer.train_step(samples, SftObjective())
+    send_weights(trainer, engine, version=1)
+    return before, largest_gap(trainer, sample_responses(engine, vocab_size=vocab_size))
 
 
 def largest_gap(trainer: "Trainer", samples: Sequence[TrainSample]) -> float:

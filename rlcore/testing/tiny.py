@@ -4,11 +4,12 @@ They let tests and demos run the real code paths without a download. Templates, 
 configurations come from the caller; nothing here knows a model family.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
@@ -103,3 +104,20 @@ def tiny_mtp_layer(folder: Path, *, like: int = -1, seed: int = 0, jitter: float
     tensors[f"{own}embed_tokens.weight"] = embedding.clone()
     tensors[f"{own}shared_head.head.weight"] = tensors.get("lm_head.weight", embedding).clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def tensors_of(folder: Path) -> "dict[str, Tensor]":
+    """All tensors of a checkpoint."""
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def rewrite(folder: Path, change: "Callable[[dict[str, Tensor]], object]") -> None:
+    """Let `change` alter the tensors of a tiny checkpoint."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})

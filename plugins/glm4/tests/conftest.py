@@ -1,15 +1,10 @@
 """Checkpoints of random tiny GLM-4 models, written by transformers, and Megatron ready to load them."""
 
-from pathlib import Path
-
 import pytest
-import torch
 from rlcore_glm4.bridge import glm4_bridge
 from rlcore_glm4.spec import glm4_spec
 
-from rlcore.config.schema import Parallel, Recompute
-from rlcore.models.hf_config import read_hf_config
-from rlcore.testing.fixtures import make_checkpoint, megatron
+from rlcore.testing.fixtures import build, make_checkpoint, megatron
 
 CONFIG = {
     "model_type": "glm4",
@@ -35,15 +30,5 @@ def config():
 
 
 @pytest.fixture
-def build(megatron):
-    """Gives spec, bridge and the stages of the Megatron model for a checkpoint folder, or for a config."""
-    from rlcore.models.build import build_model, transformer_config
-
-    def make(source, *, meta: bool = False):
-        spec = glm4_spec(read_hf_config(source) if isinstance(source, Path) else source)
-        config = transformer_config(
-            spec, parallel=Parallel(), dtype=torch.float32, recompute=Recompute(), megatron_overrides={}
-        )
-        return spec, glm4_bridge(spec), build_model(spec, config, meta=meta)
-
-    return make
+def family():
+    return glm4_spec, glm4_bridge

@@ -4,25 +4,12 @@ import pytest
 import torch
 from rlcore_glm4.bridge import glm4_bridge
 from rlcore_glm4.spec import glm4_spec
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rlcore.bridge.export import Exporter, save_hf
 from rlcore.bridge.load import load_hf
 from rlcore.errors import RlcoreError
-
-
-def tensors_of(folder):
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
-
-
-def rewrite(folder, change):
-    """Let `change` alter the tensors of a checkpoint."""
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-
+from rlcore.testing.tiny import rewrite, tensors_of
 
 SHAPES = [
     {},

@@ -4,12 +4,10 @@ import pytest
 import torch
 from rlcore_glm4.bridge import glm4_bridge
 from rlcore_glm4.spec import glm4_spec
-from transformers import AutoModelForCausalLM
 
 from rlcore.bridge.load import load_hf
-from rlcore.models.attention import PackedSequences
-from rlcore.models.forward import forward_hidden, output_weight
 from rlcore.models.hf_config import read_hf_config
+from rlcore.testing.reference import gradients_of_both, packed_and_alone
 from rlcore.trainer.parity import measure_parity
 
 
@@ -53,32 +51,15 @@ def test_logits_equal_with_few_key_heads_with_and_without_bias(megatron, make_ch
 
 def test_gradients_equal_those_of_transformers(build, make_checkpoint):
     folder = make_checkpoint()
-    _, bridge, (model,) = build(folder)
-    load_hf([model], bridge, folder)
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokens = torch.randint(499, (1, 50), generator=torch.Generator().manual_seed(0))
-
-    hidden = forward_hidden(model, tokens, PackedSequences.of([50]))[:, 0]
-    (hidden @ output_weight(model).T).log_softmax(-1)[:, 7].sum().backward()
-    reference(tokens).logits[0].log_softmax(-1)[:, 7].sum().backward()
-
-    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
-    for name, parameter in reference.named_parameters():
-        entry = bridge.by_hf[name]
-        written = entry.transform.write([ours[entry.megatron]])[entry.hf.index(name)]
-        torch.testing.assert_close(
-            written, parameter.grad, rtol=1e-4, atol=1e-5 * parameter.grad.abs().max().item()
-        )
+    spec, bridge, (model,) = build(folder)
+    ours, theirs = gradients_of_both(spec, bridge, model, folder)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
 
 
 def test_packed_sequences_do_not_see_each_other(build, make_checkpoint):
     folder = make_checkpoint()
-    _, bridge, (model,) = build(folder)
+    spec, bridge, (model,) = build(folder)
     load_hf([model], bridge, folder)
-    lengths = [1, 40, 3, 77, 20, 64, 2, 19]
-    tokens = torch.randint(499, (1, sum(lengths)), generator=torch.Generator().manual_seed(0))
-    packed = forward_hidden(model, tokens, PackedSequences.of(lengths))
-    alone = [
-        forward_hidden(model, part, PackedSequences.of([part.shape[1]])) for part in tokens.split(lengths, 1)
-    ]
-    torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*packed_and_alone(spec, model), rtol=1e-5, atol=1e-5)

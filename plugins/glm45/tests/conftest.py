@@ -1,15 +1,10 @@
 """Checkpoints of random tiny GLM-4.5 models, written by transformers, and Megatron ready to load them."""
 
-from pathlib import Path
-
 import pytest
-import torch
 from rlcore_glm45.bridge import glm45_bridge
 from rlcore_glm45.spec import glm45_spec
 
-from rlcore.config.schema import Parallel, Recompute
-from rlcore.models.hf_config import read_hf_config
-from rlcore.testing.fixtures import make_checkpoint, megatron
+from rlcore.testing.fixtures import build, make_checkpoint, megatron
 
 CONFIG = {
     "model_type": "glm4_moe",
@@ -48,23 +43,5 @@ def config():
 
 
 @pytest.fixture
-def build(megatron):
-    """Gives spec, bridge and the stages of the Megatron model for a checkpoint folder, or for a config.
-
-    Its MTP layers are left out unless `mtp_layers` says how many there are.
-    """
-    from rlcore.models.build import build_model, transformer_config
-
-    def make(source, *, meta: bool = False, dtype: torch.dtype = torch.float32, mtp_layers: int = 0):
-        spec = glm45_spec(read_hf_config(source) if isinstance(source, Path) else source)
-        config = transformer_config(
-            spec,
-            parallel=Parallel(),
-            dtype=dtype,
-            recompute=Recompute(),
-            megatron_overrides={},
-            mtp_layers=mtp_layers,
-        )
-        return spec, glm45_bridge(spec), build_model(spec, config, meta=meta)
-
-    return make
+def family():
+    return glm45_spec, glm45_bridge

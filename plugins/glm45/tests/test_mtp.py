@@ -3,18 +3,14 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
-from transformers.modeling_layers import MtpModel
 
 from rlcore.bridge.export import Exporter, save_hf
 from rlcore.bridge.load import load_hf
 from rlcore.cli.main import main
-from rlcore.models.attention import PackedSequences
-from rlcore.models.forward import forward_hidden, forward_mtp, output_weight
+from rlcore.testing.reference import mtp_logits_of_both
 from rlcore.testing.routers import choice_margins
 from rlcore.testing.tiny import tiny_mtp_layer
 
-LENGTHS = (40, 5, 23)
 SHAPES = [
     {},
     {"attention_bias": False, "use_qk_norm": False, "num_key_value_heads": 1, "n_shared_experts": 2},
@@ -24,46 +20,24 @@ SHAPES = [
 
 @pytest.fixture
 def load(build):
-    """Gives bridge and stages of a checkpoint, its MTP layer included."""
+    """Gives spec, bridge and stages of a checkpoint, its MTP layer included."""
 
     def make(folder):
-        _, bridge, stages = build(folder, mtp_layers=1)
+        spec, bridge, stages = build(folder, mtp_layers=1)
         load_hf(stages, bridge, folder)
-        return bridge, stages
+        return spec, bridge, stages
 
     return make
 
 
-def mtp_logits_of_transformers(folder, parts):
-    """Row i of each sequence predicts token i + 2; the last two rows have nothing to predict."""
-    main = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    # Known for the published depths only; any other would be called unexpected.
-    main._keys_to_ignore_on_load_unexpected = [r"model\.layers\.3\..*"]
-    mtp = MtpModel.from_pretrained(main).eval()
-
-    def logits(tokens_t):
-        hidden = main.model(tokens_t[None], use_cache=False).last_hidden_state
-        positions = torch.arange(len(tokens_t) - 1)[None]
-        out = mtp.forward_layer(0, hidden[:, :-1], positions, None, input_ids=tokens_t[None, 1:])
-        return main.lm_head(out)[0]
-
-    return torch.cat([logits(part) for part in parts])
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_are_those_of_transformers(load, make_checkpoint, shape):
     folder = make_checkpoint(**shape)
     tiny_mtp_layer(folder, jitter=0.1)
-    _, (model,) = load(folder)
-    tokens_t = torch.randint(499, (sum(LENGTHS),), generator=torch.Generator().manual_seed(0))
-    sequences = PackedSequences.of(LENGTHS)
+    spec, _, (model,) = load(folder)
     with choice_margins() as margins:
-        hidden_t1h = forward_hidden(model.eval(), tokens_t[None], sequences)
-        (mtp_t1h,) = forward_mtp(model, hidden_t1h, tokens_t[None], sequences)
+        ours, theirs = mtp_logits_of_both(spec, model, folder)
     assert min(margins) > 1e-5
-    ours = torch.cat([part[:-1] for part in (mtp_t1h[:, 0] @ output_weight(model).T).split(LENGTHS)])
-    theirs = mtp_logits_of_transformers(folder, tokens_t.split(LENGTHS))
     assert (ours - theirs).abs().max() <= 3e-6 * theirs.abs().max()
 
 
@@ -71,7 +45,7 @@ def test_logits_are_those_of_transformers(load, make_checkpoint, shape):
 def test_a_checkpoint_comes_back_bit_for_bit_with_its_mtp_layer(load, make_checkpoint, tmp_path, tied):
     folder = make_checkpoint(tie_word_embeddings=tied)
     tiny_mtp_layer(folder, jitter=0.1)
-    bridge, stages = load(folder)
+    _, bridge, stages = load(folder)
     save_hf(Exporter(stages, bridge), tmp_path / "saved", source=folder)
     original, saved = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "saved"))
     assert "model.layers.3.mlp.experts.7.down_proj.weight" in saved
@@ -82,7 +56,7 @@ def test_a_checkpoint_comes_back_bit_for_bit_with_its_mtp_layer(load, make_check
 def test_repeated_tables_follow_those_that_were_trained(load, make_checkpoint, tmp_path):
     folder = make_checkpoint()
     tiny_mtp_layer(folder)
-    bridge, (model,) = load(folder)
+    _, bridge, (model,) = load(folder)
     with torch.no_grad():
         model.embedding.word_embeddings.weight.add_(1.0)
     save_hf(Exporter([model], bridge), tmp_path / "saved", source=folder)

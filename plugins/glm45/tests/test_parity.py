@@ -4,15 +4,12 @@ import pytest
 import torch
 from rlcore_glm45.bridge import glm45_bridge
 from rlcore_glm45.spec import glm45_spec
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
-from rlcore.bridge.load import load_hf
 from rlcore.bridge.transforms import Replicated
-from rlcore.models.attention import PackedSequences
-from rlcore.models.forward import forward_hidden, output_weight
 from rlcore.models.hf_config import read_hf_config
+from rlcore.testing.reference import gradients_of_both
 from rlcore.testing.routers import choice_margins
+from rlcore.testing.tiny import rewrite
 from rlcore.trainer.parity import measure_parity
 
 # Further apart than rounding brings the scores of the last expert chosen and the first one left out.
@@ -102,38 +99,8 @@ def test_experts_in_another_order_fail(megatron, make_checkpoint, monkeypatch):
 
 def test_gradients_equal_those_of_transformers(build, make_checkpoint):
     folder = make_checkpoint()
-    _, bridge, (model,) = build(folder)
-    load_hf([model], bridge, folder)
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokens = torch.randint(499, (1, 50), generator=torch.Generator().manual_seed(0))
-
-    hidden = forward_hidden(model, tokens, PackedSequences.of([50]))[:, 0]
-    (hidden @ output_weight(model).T).log_softmax(-1)[:, 7].sum().backward()
-    reference(tokens).logits[0].log_softmax(-1)[:, 7].sum().backward()
-
-    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
-    theirs = hub_gradients(reference)
+    spec, bridge, (model,) = build(folder)
+    ours, theirs = gradients_of_both(spec, bridge, model, folder)
+    assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
-        entry = bridge.by_hf[name]
-        written = entry.transform.write([ours[entry.megatron]])[entry.hf.index(name)]
-        torch.testing.assert_close(written, gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
-    assert theirs.keys() == {name for entry in bridge.entries if entry.megatron in ours for name in entry.hf}
-
-
-def rewrite(folder, change):
-    """Let `change` alter the tensors of a checkpoint."""
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def hub_gradients(model):
-    """Gradients by the names of a checkpoint, the stacked ones of experts taken apart."""
-    from rlcore.rollout.local_weights import unstacked
-
-    return {
-        hub_name: gradient
-        for name, parameter in model.named_parameters()
-        for hub_name, gradient in unstacked(name, parameter.grad)
-    }
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())

@@ -1,15 +1,10 @@
 """Checkpoints of random tiny GLM-4.7-Flash models, written by transformers, and Megatron ready to load them."""
 
-from pathlib import Path
-
 import pytest
-import torch
 from rlcore_glm47_flash.bridge import flash_bridge
 from rlcore_glm47_flash.spec import flash_spec
 
-from rlcore.config.schema import Parallel, Recompute
-from rlcore.models.hf_config import read_hf_config
-from rlcore.testing.fixtures import make_checkpoint, megatron
+from rlcore.testing.fixtures import build, make_checkpoint, megatron
 
 CONFIG = {
     "model_type": "glm4_moe_lite",
@@ -45,23 +40,5 @@ def config():
 
 
 @pytest.fixture
-def build(megatron):
-    """Gives spec, bridge and the stages of the Megatron model for a checkpoint folder, or for a config.
-
-    Its MTP layers are left out unless `mtp_layers` says how many there are.
-    """
-    from rlcore.models.build import build_model, transformer_config
-
-    def make(source, *, meta: bool = False, mtp_layers: int = 0):
-        spec = flash_spec(read_hf_config(source) if isinstance(source, Path) else source)
-        config = transformer_config(
-            spec,
-            parallel=Parallel(),
-            dtype=torch.float32,
-            recompute=Recompute(),
-            megatron_overrides={},
-            mtp_layers=mtp_layers,
-        )
-        return spec, flash_bridge(spec), build_model(spec, config, meta=meta)
-
-    return make
+def family():
+    return flash_spec, flash_bridge

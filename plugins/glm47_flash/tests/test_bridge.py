@@ -1,25 +1,13 @@
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from rlcore.bridge.export import Exporter, save_hf
 from rlcore.bridge.load import load_hf
 from rlcore.errors import RlcoreError
+from rlcore.testing.tiny import rewrite, tensors_of
 
 DRAFT = {"num_nextn_predict_layers": 1}
-
-
-def tensors_of(folder):
-    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
-
-
-def rewrite(folder, change):
-    """Let `change` alter the tensors of a checkpoint."""
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def add_draft_layer(tensors):

@@ -3,17 +3,12 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
-from transformers.modeling_layers import MtpModel
 
 from rlcore.bridge.export import Exporter, save_hf
 from rlcore.bridge.load import load_hf
-from rlcore.models.attention import PackedSequences
-from rlcore.models.forward import forward_hidden, forward_mtp, output_weight
+from rlcore.testing.reference import mtp_logits_of_both
 from rlcore.testing.routers import choice_margins
 from rlcore.testing.tiny import tiny_mtp_layer
-
-LENGTHS = (40, 5, 23)
 
 
 @pytest.fixture
@@ -28,39 +23,19 @@ def load(build):
     return make
 
 
-def mtp_logits_of_transformers(spec, folder, parts):
-    """Row i of each sequence predicts token i + 2; the last two rows have nothing to predict."""
-    main = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    # What transformers has for no model of this type, or for the published depth only.
-    main.config.num_mtp_layers, main.config.mtp_mlp_layer_types = 1, ["sparse"]
-    main._keys_to_ignore_on_load_unexpected = [r"model\.layers\.3\..*"]
-    mtp = MtpModel.from_pretrained(main).eval()
-    spec.mend_transformers(main)
-    spec.mend_transformers(mtp)
-
-    def logits(tokens_t):
-        hidden = main.model(tokens_t[None], use_cache=False).last_hidden_state
-        positions = torch.arange(len(tokens_t) - 1)[None]
-        out = mtp.forward_layer(0, hidden[:, :-1], positions, None, input_ids=tokens_t[None, 1:])
-        return main.lm_head(out)[0]
-
-    return torch.cat([logits(part) for part in parts])
+def announce_draft_layer(model):
+    """Say what transformers says for no model of this type."""
+    model.config.num_mtp_layers, model.config.mtp_mlp_layer_types = 1, ["sparse"]
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("shape", [{}, {"n_routed_experts": 12, "num_experts_per_tok": 3, "v_head_dim": 16}])
 def test_logits_are_those_of_transformers(load, make_checkpoint, shape):
     folder = make_checkpoint(num_nextn_predict_layers=1, **shape)
     tiny_mtp_layer(folder, jitter=0.1)
     spec, _, (model,) = load(folder)
-    tokens_t = torch.randint(499, (sum(LENGTHS),), generator=torch.Generator().manual_seed(0))
-    sequences = PackedSequences.of(LENGTHS)
     with choice_margins() as margins:
-        hidden_t1h = forward_hidden(model.eval(), tokens_t[None], sequences)
-        (mtp_t1h,) = forward_mtp(model, hidden_t1h, tokens_t[None], sequences)
+        ours, theirs = mtp_logits_of_both(spec, model, folder, announce_draft_layer)
     assert min(margins) > 1e-5
-    ours = torch.cat([part[:-1] for part in (mtp_t1h[:, 0] @ output_weight(model).T).split(LENGTHS)])
-    theirs = mtp_logits_of_transformers(spec, folder, tokens_t.split(LENGTHS))
     assert (ours - theirs).abs().max() <= 3e-6 * theirs.abs().max()
 
 

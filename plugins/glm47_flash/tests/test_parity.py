@@ -5,13 +5,10 @@ import pytest
 import torch
 from rlcore_glm47_flash.bridge import flash_bridge
 from rlcore_glm47_flash.spec import flash_spec
-from transformers import AutoModelForCausalLM
 
 from rlcore.bridge.load import load_hf
-from rlcore.models.attention import PackedSequences
-from rlcore.models.forward import forward_hidden, output_weight
 from rlcore.models.hf_config import read_hf_config
-from rlcore.rollout.local_weights import unstacked
+from rlcore.testing.reference import gradients_of_both, packed_and_alone
 from rlcore.testing.routers import choice_margins
 from rlcore.trainer.parity import measure_parity
 
@@ -73,41 +70,14 @@ def test_transformers_alone_uses_1e_6_in_the_norms_of_latents(megatron, make_che
 def test_gradients_equal_those_of_transformers(build, make_checkpoint):
     folder = make_checkpoint()
     spec, bridge, (model,) = build(folder)
-    load_hf([model], bridge, folder)
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    spec.mend_transformers(reference)
-    tokens = torch.randint(499, (1, 50), generator=torch.Generator().manual_seed(0))
-
-    hidden = forward_hidden(model, tokens, PackedSequences.of([50]))[:, 0]
-    (hidden @ output_weight(model).T).log_softmax(-1)[:, 7].sum().backward()
-    reference(tokens).logits[0].log_softmax(-1)[:, 7].sum().backward()
-
-    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
-    theirs = hub_gradients(reference)
+    ours, theirs = gradients_of_both(spec, bridge, model, folder)
+    assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
-        entry = bridge.by_hf[name]
-        written = entry.transform.write([ours[entry.megatron]])[entry.hf.index(name)]
-        torch.testing.assert_close(written, gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
-    assert theirs.keys() == {name for entry in bridge.entries if entry.megatron in ours for name in entry.hf}
-
-
-def hub_gradients(model):
-    """Gradients by the names of a checkpoint, the stacked ones of experts taken apart."""
-    return {
-        hub_name: gradient
-        for name, parameter in model.named_parameters()
-        for hub_name, gradient in unstacked(name, parameter.grad)
-    }
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
 
 
 def test_packed_sequences_do_not_see_each_other(build, make_checkpoint):
     folder = make_checkpoint()
-    _, bridge, (model,) = build(folder)
+    spec, bridge, (model,) = build(folder)
     load_hf([model], bridge, folder)
-    lengths = [1, 40, 3, 77, 20, 64, 2, 19]
-    tokens = torch.randint(499, (1, sum(lengths)), generator=torch.Generator().manual_seed(0))
-    packed = forward_hidden(model, tokens, PackedSequences.of(lengths))
-    alone = [
-        forward_hidden(model, part, PackedSequences.of([part.shape[1]])) for part in tokens.split(lengths, 1)
-    ]
-    torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*packed_and_alone(spec, model), rtol=1e-5, atol=1e-5)
