@@ -87,11 +87,9 @@ class PolicyObjective:
         loss_t = terms.loss_t
         sampling = self.algorithm.importance_sampling
         if sampling.enabled and batch.rollout_log_probs_t is not None:
-            weight_t = truncated_weights(
-                old_log_probs_t, batch.rollout_log_probs_t, sampling.low, sampling.high
-            )
-            loss_t = loss_t * weight_t
-            metrics_t["importance_weight"] = weight_t
+            weights = truncated_weights(old_log_probs_t, batch.rollout_log_probs_t, sampling.low, sampling.high)
+            loss_t = loss_t * weights.weight_t
+            metrics_t |= weights.metrics_t
         metrics_t["pg_loss"] = loss_t.detach()
         if self.algorithm.entropy_coefficient:
             loss_t = loss_t - self.algorithm.entropy_coefficient * scores.entropy_t

@@ -279,7 +279,8 @@ def test_importance_weights_scale_the_loss(make_trainer, make_samples):
     engine = [log_probs - math.log(3) for log_probs in log_probs_of(trainer, samples)]
     samples = [dataclasses.replace(s, rollout_log_probs=e) for s, e in zip(samples, engine, strict=True)]
     metrics = trainer.train_step(samples, policy(importance_sampling={"enabled": True, "high": 2.0}))
-    assert metrics["importance_weight"] == pytest.approx(2.0)
+    assert metrics["importance/ratio"] == pytest.approx(3.0, rel=1e-4)
+    assert metrics["importance/clip_fraction"] == pytest.approx(1.0)
     assert metrics["logprob_gap/max"] == pytest.approx(math.log(3), rel=1e-4)
 
 
