@@ -9,10 +9,10 @@ from rlcore.errors import RlcoreError
 from rlcore.layout.plan import layout_of
 
 
-def lay_out(layers=8, gpus=8, nodes=1, **parallel):
-    cluster = {"nodes": nodes, "gpus_per_node": gpus}
+def lay_out(layers=8, gpus=8, nodes=1, megatron=None, **parallel):
+    sections = {"cluster": {"nodes": nodes, "gpus_per_node": gpus}, "megatron": megatron or {}}
     return layout_of(
-        Recipe.model_validate({"model": {"checkpoint": "m"}, "parallel": parallel, "cluster": cluster}),
+        Recipe.model_validate({"model": {"checkpoint": "m"}, "parallel": parallel, **sections}),
         [True] * layers,
     )
 
@@ -82,6 +82,12 @@ def test_every_layer_is_on_exactly_one_stage_in_order(pp, middle, first, last):
             "parallel.last_stage_layers",
             "divides by zero",
             "leave it out",
+        ),
+        (
+            {"pp": 2, "ep": 2, "megatron": {"moe_token_dispatcher_type": "allgather"}},
+            "megatron.moe_token_dispatcher_type",
+            "refuses 'allgather'",
+            "alltoall",
         ),
         ({"vpp": 2}, "parallel.vpp", "only one pipeline stage", "pp above 1"),
         ({"first_stage_layers": 2}, "parallel.first_stage_layers", "only one", "pp above 1"),
