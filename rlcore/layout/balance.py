@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rlcore.config.schema import Parallel, Recipe
 from rlcore.errors import RlcoreError
-from rlcore.layout.cuts import best_cuts, free_form
+from rlcore.layout.cuts import best_cuts, with_cut
 from rlcore.layout.model import Placeable, Placed, flops_after_layers
 from rlcore.layout.splits import Split, legal_splits, with_split
 
@@ -49,12 +49,11 @@ def balanced(recipe: Recipe, model: Placeable, than: Placed | None = None) -> li
 
 def freely_cut(recipe: Recipe, spec: "ModelSpec", limit: int) -> Iterator[Parallel]:
     """Yield the best balanced free-form layouts, by what layers cost for responses of full length."""
-    parallel, mtp_layers = recipe.parallel, recipe.mtp.num_layers
+    parallel = recipe.parallel
     chunks = parallel.pp * (parallel.vpp or 1)
     costs, after = _costs(recipe, spec)
     for cut in best_cuts(costs, spec.stage_starts, chunks, last=after, limit=limit):
-        ends = {"first_stage_layers": None, "last_stage_layers": None}
-        yield parallel.model_copy(update={**ends, "pipeline_layout": free_form(cut, mtp_layers)})
+        yield with_cut(parallel, cut, recipe.mtp.num_layers)
 
 
 def _cut_by_ends(recipe: Recipe, spec: "ModelSpec") -> Iterator[Parallel]:

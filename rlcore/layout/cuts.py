@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 
+from rlcore.config.schema import Parallel
+
 # Costs of chunks, the dearest first, and layers of chunks in their order: cuts are compared by both.
 _Found = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -52,3 +54,9 @@ def free_form(cut: Sequence[int], mtp_layers: int = 0) -> str:
     """Write a cut as `pipeline_layout`, MTP layers and the loss at its end: `Et*10|t*8|t*8mL`."""
     chunks = "|".join(f"t*{layers}" if layers > 1 else "t" * layers for layers in cut)
     return f"E{chunks}{'m' * mtp_layers}L"
+
+
+def with_cut(parallel: Parallel, cut: Sequence[int], mtp_layers: int) -> Parallel:
+    """Ask for a cut, in place of sizes of the ends."""
+    ends = {"first_stage_layers": None, "last_stage_layers": None}
+    return parallel.model_copy(update={**ends, "pipeline_layout": free_form(cut, mtp_layers)})

@@ -9,7 +9,8 @@ from math import lcm
 
 from rlcore.config.schema import Parallel, Recipe
 from rlcore.errors import Problem, raise_if_any
-from rlcore.layout.stages import Stages, chunks_per_rank, mtp_rank, split_layers, stage_problems
+from rlcore.layout.stage_rules import stage_problems
+from rlcore.layout.stages import Stages, chunks_per_rank, mtp_rank, split_layers
 
 
 @dataclass(frozen=True, kw_only=True)

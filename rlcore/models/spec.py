@@ -21,7 +21,7 @@ class LayerInfo:
 
     `kind` groups equal layers ("dense", "moe", …). `parameters` counts elements. `flops(length)` is the
     forward cost of one sequence of `length` tokens in this layer, attention included, multiply and add
-    counted separately.
+    counted separately. A layer that needs results of the one before it may not start a pipeline stage.
     """
 
     kind: str

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from rlcore.config.schema import Parallel
 from rlcore.layout.cuts import best_cuts, free_form
-from rlcore.layout.stages import split_layers, stage_problems
+from rlcore.layout.stage_rules import stage_problems
+from rlcore.layout.stages import split_layers
 
 layers = st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=11)
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlcore.config.schema import Parallel
-from rlcore.layout.stages import chunks_per_rank, mtp_rank, split_layers, stage_problems, written_out
+from rlcore.layout.stage_rules import stage_problems
+from rlcore.layout.stages import chunks_per_rank, mtp_rank, split_layers, written_out
 
 ANY = [True]  # a layer that may start a stage
 

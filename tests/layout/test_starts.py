@@ -88,6 +88,12 @@ def test_free_form_layouts_are_judged_as_the_rule_says(make_model, make_recipe, 
             "stage 1 starts at layer 40, which needs layer 38 on the same stage",
             "start it at layer 38 or 42",
         ),
+        (
+            {"pp": 2, "first_stage_layers": 30, "last_stage_layers": 40},
+            "parallel.pp",
+            "8 of 78 layers are left for 0 equal stages",
+            "first_stage_layers: 38, which leaves 40 for each other stage; leave last_stage_layers out",
+        ),
         ({"pp": 26}, "parallel.pp", "stage 1 starts at layer 3, which needs layer 2", "pp: at most 21"),
     ],
 )
@@ -111,7 +117,9 @@ def test_chunks_that_no_equal_shares_allow_get_a_free_form_layout(published, mak
     recipe = make_recipe(pp=8, vpp=2, first_stage_layers=14, last_stage_layers=16, mtp_layers=1)
     model = make_model(published, mtp_layers=make_model([True]).spec.layers)
     (problem,) = problems(model, recipe)
-    offered = problem.remedy.removeprefix("pipeline_layout: ")
+    keys, _, dropped = problem.remedy.partition("; ")
+    assert dropped == "leave first_stage_layers and last_stage_layers out"
+    offered = keys.removeprefix("pipeline_layout: ")
     assert problems(model, make_recipe(pp=8, vpp=2, pipeline_layout=offered, mtp_layers=1)) == []
 
 
