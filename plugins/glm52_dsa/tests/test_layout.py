@@ -8,8 +8,6 @@ import pytest
 from rlcore.cli.main import main
 
 RECIPE = "glm52_dsa/glm5.2-744b"
-# Places of the layers that choose keys of their own, and how many splits over pp ranks start only with them.
-SPLITS = {2: 20, 4: 81, 8: 21}
 
 
 @pytest.fixture
@@ -33,6 +31,18 @@ def test_the_published_split_works(plan):
     assert code == 0
     assert "stage 1  layers 14-21: 2 moe + 6 moe shared, " in out
     assert "stage 7  layers 62-77: 4 moe + 12 moe shared + output layer, " in out
+
+
+@pytest.mark.parametrize("pp", range(2, 17))
+def test_every_number_of_stages_is_judged_by_the_layers_that_choose_keys(plan, pp):
+    """Such are layers 0, 1, 2, 6, 10 and so on: stages of 4 layers work after 2, and not after 3."""
+    for first, works in ((2, True), (3, False)):
+        last = 78 - first - 4 * (pp - 2)
+        _, out, err = plan(
+            "--set", "cluster.gpus_per_node=0", pp=pp, first_stage_layers=first, last_stage_layers=last
+        )
+        assert ("\n  stage 1  " in out) == works
+        assert ("stage 1 starts at layer 3, which needs layer 2" not in err) == works
 
 
 @pytest.mark.parametrize(
