@@ -4,8 +4,8 @@
 
 Prints JSON, a row for each way, pass and size: bfloat16, one causal sequence, 2048 keys for each query, of 576
 widths of which 512 are values; 32 index heads of 128. `dense` is torch's attention to all keys, at the widths
-that it has in this model without latents (256). `tilelang` is SGLang's kernel, where that is installed; it has no
-backward pass.
+that it has in this model without latents (256). `tilelang` is SGLang's kernel, where that is installed: it has
+no backward pass.
 
 FLOPs are what a way needs: times compare ways, TFLOP/s say how well one uses the GPU. GB/s counts what Triton's
 programs read and write, caches included: a query's keys once for each tile of heads, scores once written and
