@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,17 +10,22 @@ from moe import MOE, moe_bridge, moe_spec
 from rlcore_glm4.plugin import glm4_bridge, glm4_spec
 from rlcore_glm45.plugin import glm45_bridge, glm45_spec
 from rlcore_glm47_flash.plugin import flash_bridge, flash_spec
+from rlcore_glm52_dsa.margins import selection_margins
+from rlcore_glm52_dsa.plugin import dsa_bridge, dsa_spec
 
 from rlcore.bridge.table import WeightBridge
 from rlcore.config.schema import Model, Parallel, Recipe
 from rlcore.layout.plan import layout_of
 from rlcore.models.spec import ModelSpec
+from rlcore.testing.routers import choice_margins
 
 Lengths = Sequence[tuple[int, int]]
 
 # (prompt, response) tokens. No length and no total is a multiple of anything, so that every layout has to pad.
 PACKED: Lengths = ((3, 9), (5, 28), (7, 16), (2, 51), (11, 6), (4, 37), (6, 13), (1, 22), (9, 34), (3, 20))
 ONE_SEQUENCE: Lengths = ((31, 372),)
+# Every token of it chooses among keys in every layer: the fewer there are, the rarer are near-ties.
+SHORT_SEQUENCE: Lengths = ((31, 152),)
 
 GLM4: Mapping[str, Any] = {
     "model_type": "glm4",
@@ -73,17 +79,32 @@ GLM47_FLASH: Mapping[str, Any] = {
     "rope_theta": 1e6,
 }
 
+# Every second layer shares what the one before it chose, so that four stages may have two layers each.
+GLM52: Mapping[str, Any] = {
+    **GLM47_FLASH,
+    "model_type": "glm_moe_dsa",
+    "num_hidden_layers": 8,
+    "first_k_dense_replace": 1,
+    "index_n_heads": 16,
+    "index_head_dim": 16,
+    "index_topk": 16,
+    "index_topk_freq": 2,
+    "index_skip_topk_offset": 1,
+}
+
 
 @dataclass(frozen=True)
 class Layout:
     """A layout by its usual name, such as `TP2xPP2xVPP2`: sizes of the axes that are above 1.
 
-    TP brings sequence parallelism with it: `+SP` says so and changes nothing.
+    TP brings sequence parallelism with it: `+SP` says so and changes nothing. `recompute` computes all layers
+    again in the backward pass.
     """
 
     name: str
     lengths: Lengths = PACKED
     cp: Literal["zigzag", "contiguous"] | None = None
+    recompute: bool = False
     dispatcher: Literal["alltoall", "allgather"] = "alltoall"
 
     @property
@@ -95,7 +116,8 @@ class Layout:
         if self.dispatcher != "alltoall":
             return f"{self.name} {self.dispatcher}"
         samples = "packed" if len(self.lengths) > 1 else "one sequence"
-        return f"{self.name} {samples}, {self.cp}" if self.cp else self.name
+        again = ", recomputed" if self.recompute else ""
+        return f"{self.name} {samples}, {self.cp}" if self.cp else f"{self.name}{again}"
 
     @property
     def parallel(self) -> Parallel:
@@ -106,7 +128,7 @@ class Layout:
 class Family:
     """A model family: its name, the config.json of a tiny model, spec and bridge of its plugin, its layouts.
 
-    `seed` draws weights for which no expert's choice is a near-tie.
+    `seed` draws weights for which no choice is a near-tie; `margins` tell how near to one choices came.
     """
 
     name: str
@@ -115,6 +137,7 @@ class Family:
     make_bridge: Callable[[ModelSpec], WeightBridge]
     layouts: tuple[Layout, ...]
     seed: int = 1
+    margins: tuple[Callable[[], AbstractContextManager[list[float]]], ...] = (choice_margins,)
 
     def spec(self, layout: Layout) -> ModelSpec:
         spec = self.make_spec(self.hf_config)
@@ -169,10 +192,31 @@ PUBLISHED_EXPERTS = (
     Layout("TP2xPP2xEP2"),
     Layout("CP2xEP2"),
 )
+SPARSE_ATTENTION = (
+    *(Layout(name, recompute=again) for name in ("PP2", "PP2xVPP2", "TP2xPP2xEP2") for again in (False, True)),
+    Layout("DP2", recompute=True),
+    Layout("TP2"),
+    Layout("TP2+SP", SHORT_SEQUENCE),
+    Layout("CP2", SHORT_SEQUENCE, "contiguous"),
+    Layout("CP2", PACKED, "contiguous"),
+    Layout("CP2", recompute=True),
+    Layout("EP2"),
+    Layout("CP2xEP2"),
+    Layout("TP2xCP2xEP2"),
+)
 
 FAMILIES = (
     Family("GLM-4", GLM4, glm4_spec, glm4_bridge, DENSE),
     Family("Megatron MoE", MOE, moe_spec, moe_bridge, EXPERTS, seed=3),
     Family("GLM-4.5", GLM45, glm45_spec, glm45_bridge, (*PUBLISHED_EXPERTS, *GATHERED)),
     Family("GLM-4.7-Flash", GLM47_FLASH, flash_spec, flash_bridge, PUBLISHED_EXPERTS),
+    Family(
+        "GLM-5.2",
+        GLM52,
+        dsa_spec,
+        dsa_bridge,
+        SPARSE_ATTENTION,
+        seed=24,
+        margins=(choice_margins, selection_margins),
+    ),
 )
