@@ -93,4 +93,6 @@ def test_wheels_hold_the_data_that_plugins_ship(wheels):
     assert any(name.startswith("rlcore_glm4/presets/") for name in names)
     assert "rlcore_glm45/recipes/glm4.7-355b-fp8.yaml" in names
     assert "rlcore_glm45/templates/chat.jinja" in names
+    assert "rlcore_glm52_dsa/presets/glm-5.2.json" in names
+    assert "rlcore_glm52_dsa/kernels/__init__.py" in names
     assert "rlcore/telemetry/templates/report.html.jinja" in names
