@@ -24,6 +24,7 @@ from rlcore.errors import fail
 from rlcore.rollout.engine import Delta, FinishReason, Health, PauseMode, Request
 from rlcore.rollout.local_batch import Batch, Row
 from rlcore.rollout.local_cache import ATTENTION
+from rlcore.rollout.local_experts import align_experts
 from rlcore.rollout.local_linear import pack_linears
 from rlcore.rollout.local_weights import StagedUpdate, hub_tensors
 
@@ -107,6 +108,7 @@ class LocalEngine:
         left_out: Collection[str] = (),
     ) -> None:
         model.eval().set_attn_implementation(ATTENTION)
+        align_experts(model)
         self.capabilities = frozenset(
             {"deterministic", "sleep", "pause_in_place"} | ({"stop_strings"} if tokenizer else set())
         )
