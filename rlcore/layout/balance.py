@@ -13,6 +13,7 @@ from rlcore.errors import RlcoreError
 from rlcore.layout.cuts import best_cuts, with_cut
 from rlcore.layout.model import Placeable, Placed, flops_after_layers
 from rlcore.layout.splits import Split, legal_splits, with_split
+from rlcore.layout.stages import with_chunks_named
 
 if TYPE_CHECKING:
     from rlcore.models.spec import ModelSpec
@@ -39,6 +40,7 @@ def balanced(recipe: Recipe, model: Placeable, than: Placed | None = None) -> li
     """
     if recipe.parallel.pp == 1:
         return []
+    recipe = recipe.model_copy(update={"parallel": with_chunks_named(recipe.parallel)})
     by_ends = _placed(recipe, model, islice(_cut_by_ends(recipe, model.spec), _TRIES))
     free = _placed(recipe, model, freely_cut(recipe, model.spec, _TRIES))
     found = [*islice(by_ends, _BY_ENDS), *islice(free, 1)]

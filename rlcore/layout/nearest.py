@@ -12,6 +12,7 @@ from rlcore.layout.model import Placeable
 from rlcore.layout.plan import expert_sizes, size_problems
 from rlcore.layout.rules import model_problems
 from rlcore.layout.splits import nearest_splits, with_split
+from rlcore.layout.stages import with_chunks_named
 
 _FACTOR = 4
 # Sizes that fit the ranks and the model, of which the stages are tried: beyond them nothing is near any more.
@@ -26,6 +27,7 @@ def nearest(recipe: Recipe, model: Placeable, limit: int = 3) -> list[Parallel]:
 
     Near are sizes a small factor from those asked for, then stages that differ by few layers.
     """
+    recipe = recipe.model_copy(update={"parallel": with_chunks_named(recipe.parallel)})
     found = (next(_working(recipe, model, sizes), None) for sizes in islice(_sizes(recipe, model), _TRIES))
     return list(islice((parallel for parallel in found if parallel), limit))
 

@@ -32,6 +32,12 @@ def chunks_per_rank(parallel: Parallel) -> int:
     return parallel.vpp or 1
 
 
+def with_chunks_named(parallel: Parallel) -> Parallel:
+    """Set `vpp` where a free-form layout alone says it, for layouts that are to have as many chunks."""
+    chunks = chunks_per_rank(parallel)
+    return parallel.model_copy(update={"vpp": chunks}) if parallel.vpp is None and chunks > 1 else parallel
+
+
 def split_layers(parallel: Parallel, layers: int) -> Stages:
     """Give each pipeline rank its layers, chunk by chunk; `stage_rules` says where there is no way."""
     sizes = iter(chunk_sizes(parallel, layers))

@@ -81,6 +81,13 @@ def test_the_rules_of_plugins_are_kept(make_model, make_recipe):
     assert ends(balanced(recipe, model)) == [(6, None), (4, None)]
 
 
+def test_the_chunks_of_a_free_form_layout_are_as_many_in_others(make_model, make_recipe):
+    recipe, model = make_recipe(pp=2, pipeline_layout="Et*5|t|t|tL"), make_model(ANY * 8)
+    for one in balanced(recipe, model):
+        placed = model.place(recipe.model_copy(update={"parallel": one.parallel}))
+        assert placed.layout.vpp == 2
+
+
 def test_chunks_of_one_rank_count_together(make_model, make_recipe):
     model = make_model(ANY * 8, costs=[4, 1, 1, 1, 1, 4, 4, 1])
     recipe = make_recipe(pp=2, vpp=2)

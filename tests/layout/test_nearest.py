@@ -80,6 +80,16 @@ def test_a_free_form_layout_is_offered_where_no_sizes_of_the_ends_work(make_mode
     assert offered(asked, make_model(starts))[0] == ["--set 'parallel.pipeline_layout=Et|t*2|t*3|t*4L'"]
 
 
+def test_the_chunks_of_an_illegal_free_form_layout_are_kept(make_model):
+    asked = recipe(gpus=2, pp=2, pipeline_layout="Et*3|t|t*2|t*2L")
+    of = make_model([True, True] * 2 + [False, True] * 2)
+    assert [len(stage) for stage in of.place(first_of(asked, of)).layout.stages] == [2, 2]
+
+
+def first_of(asked, of):
+    return asked.model_copy(update={"parallel": nearest(asked, of)[0]})
+
+
 def test_no_two_offers_are_of_the_same_sizes(make_model, published):
     found = nearest(recipe(pp=8, etp=1), make_model(published))
     assert len({(one.tp, one.pp, one.cp, one.ep) for one in found}) == len(found)
