@@ -5,7 +5,6 @@ do. A recipe may set each variable itself; then it is checked.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import ceil
 
 from rlcore.config.schema import Recipe
 from rlcore.errors import Problem
@@ -15,6 +14,8 @@ DISPATCH_TOKENS = "SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"
 QUEUE_DEPTH = "NVSHMEM_QP_DEPTH"
 # DeepEP's own, in `Buffer`: two entries of a queue for each token and one.
 _DEFAULT_DEPTH = 1024
+# From there on DeepEP would take a count of tokens for its mark of a finished message.
+_MOST_TOKENS = 1024
 
 
 def server_environment(recipe: Recipe, groups: Sequence[Servers]) -> dict[str, str]:
@@ -34,7 +35,7 @@ def dispatch_tokens(group: Servers) -> int:
 
     0 where no buffer is needed, or where nothing says how many sequences there are.
     """
-    generates = group.role != "prefill" and group.args.get("deepep_mode", "auto") != "normal"
+    generates = group.role != "prefill" and group.value("deepep_mode") != "normal"
     if group.all_to_all != "deepep" or not generates:
         return 0
     return _sequences(group) * _drafted(group)
@@ -42,10 +43,10 @@ def dispatch_tokens(group: Servers) -> int:
 
 def _sequences(group: Servers) -> int:
     """Most sequences that a rank decodes together, in a CUDA graph or out of it."""
-    sizes = group.args.get("cuda_graph_bs")
+    sizes = group.value("cuda_graph_bs")
     largest = max(sizes, default=0) if isinstance(sizes, list) else 0
     in_graph = group.whole("cuda_graph_max_bs", largest)
-    return max(in_graph, ceil(group.whole("max_running_requests", 0) / group.dp))
+    return max(in_graph, group.whole("max_running_requests", 0) // group.dp)
 
 
 def _drafted(group: Servers) -> int:
@@ -70,11 +71,15 @@ def environment_problems(recipe: Recipe, groups: Sequence[Servers]) -> Iterator[
         return
     environment, needed = server_environment(recipe, groups), dispatch_tokens(widest)
     tokens = _number(environment, DISPATCH_TOKENS)
-    if tokens < needed:
-        message = f"DeepEP's buffers hold {tokens} tokens; {widest.role} servers send {_product(widest)}"
+    sent = f"{widest.role} servers send {_product(widest)}"
+    if needed > _MOST_TOKENS:
+        message = f"{sent} in a step, DeepEP takes {_MOST_TOKENS} at most"
+        yield Problem(widest.place("max_running_requests"), message, "fewer, or deepep_mode: normal")
+    elif not needed <= tokens <= _MOST_TOKENS:
+        message = f"buffers hold {tokens} tokens ({_MOST_TOKENS} at most); {sent}"
         yield Problem(f"cluster.env.{DISPATCH_TOKENS}", message, f'"{_power_of_two(needed)}", or leave it out')
     elif _number(environment, QUEUE_DEPTH, _DEFAULT_DEPTH) < _depth(tokens):
-        message = f"DeepEP's buffers of {tokens} tokens need queues of 2 × ({tokens} + 1)"
+        message = f"buffers of {tokens} tokens need queues of 2 × ({tokens} + 1)"
         remedy = f'"{_power_of_two(_depth(tokens))}", or leave it out'
         yield Problem(f"cluster.env.{QUEUE_DEPTH}", message, remedy)
 

@@ -46,6 +46,7 @@ def server_problems(groups: Sequence[Servers], experts: int | None) -> Iterator[
             continue
         yield from _shares(group)
         yield from _deepep(group)
+        yield from _drafts(group)
         if experts and group.follow_policy:
             yield from _experts(group, experts)
 
@@ -83,12 +84,22 @@ def _shares(group: Servers) -> Iterator[Problem]:
 
 
 def _deepep(group: Servers) -> Iterator[Problem]:
-    normal = group.args.get("deepep_mode", "auto") != "low_latency"
+    normal = group.value("deepep_mode") != "low_latency"
     if group.all_to_all == "deepep" and normal and group.ep not in _DEEPEP_RANKS:
         near = [str(size) for size in _DEEPEP_RANKS if size <= group.ep][-1:]
         near += [str(size) for size in _DEEPEP_RANKS if size > group.ep][:1]
         message = f"DeepEP has no settings for {group.ep} ranks that share experts, and for at most 160"
         yield Problem(_size_key(group), message, f"servers of {' or '.join(near)} GPUs")
+
+
+def _drafts(group: Servers) -> Iterator[Problem]:
+    steps, tokens = group.whole("speculative_num_steps", 0), group.whole("speculative_num_draft_tokens", 0)
+    if group.value("speculative_eagle_topk") == 1 and steps and tokens not in (0, steps + 1):
+        message = (
+            f"one token a step in {steps} steps are {steps + 1} to verify, with the one before; not {tokens}"
+        )
+        place = group.place("speculative_num_draft_tokens")
+        yield Problem(place, message, f"speculative_num_draft_tokens: {steps + 1}")
 
 
 def _experts(group: Servers, experts: int) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from typing import Any
 from rlcore.config.checks import server_groups
 from rlcore.config.rules import rollout_gpus
 from rlcore.config.schema import Recipe, ServedModel, ServerGroup
+from rlcore.config.sglang_arguments import RENAMED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +63,17 @@ class Servers:
     @property
     def all_to_all(self) -> str:
         """What sends tokens to their experts; empty where every rank has all tokens."""
-        backend = self.args.get("moe_a2a_backend") or "none"
+        backend = self.value("moe_a2a_backend") or "none"
         return "" if backend == "none" else str(backend)
+
+    def value(self, name: str) -> Any:
+        """A field of ServerArgs by its earlier or later name; None where the recipe leaves it open."""
+        args = self.args
+        return args.get(name, args.get(RENAMED.get(name, name)))
 
     def whole(self, name: str, default: int) -> int:
         """A field that holds a whole number; values of other types are refused elsewhere."""
-        value = self.args.get(name)
+        value = self.value(name)
         return value if isinstance(value, int) and value > 0 else default
 
     def place(self, name: str) -> str:

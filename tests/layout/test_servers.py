@@ -171,12 +171,34 @@ def test_the_recipes_own_values_stand_and_are_checked():
     assert list(environment_problems(made, groups)) == []
 
 
-@pytest.mark.parametrize("value", ["59", "many", ""])
-def test_a_buffer_that_the_recipe_makes_too_small_is_refused_with_the_arithmetic(value):
+@pytest.mark.parametrize("value", ["59", "2048", "many", ""])
+def test_a_buffer_that_the_recipe_makes_too_small_or_too_large_is_refused_with_the_arithmetic(value):
     (problem,) = environment_problems(*decoding({TOKENS: value}, cuda_graph_max_bs=12))
     assert problem.place == f"cluster.env.{TOKENS}"
     assert "decode servers send 12 sequences × 5 tokens = 60" in problem.message
     assert problem.remedy == '"64", or leave it out'
+
+
+def test_more_tokens_than_deepep_takes_are_refused():
+    (problem,) = environment_problems(*decoding(max_running_requests=64 * 205))
+    assert problem.place == "rollout.sglang.config.sglang.0.server_groups.1.overrides.max_running_requests"
+    assert "205 sequences × 5 tokens = 1025 in a step, DeepEP takes 1024 at most" in problem.message
+
+
+def test_later_names_of_arguments_count_as_the_earlier_ones_do():
+    environments = [
+        server_environment(*decoding(**{name: 12}))
+        for name in ("cuda_graph_max_bs", "cuda_graph_max_bs_decode")
+    ]
+    assert environments[0] == environments[1] != {}
+
+
+def test_drafts_of_one_token_a_step_are_one_more_than_the_steps():
+    drafts = {"speculative_num_steps": 4, "speculative_eagle_topk": 1}
+    assert problems(args={**drafts, "speculative_num_draft_tokens": 5}) == []
+    ((place, *_, remedy),) = problems(args={**drafts, "speculative_num_draft_tokens": 6})
+    assert place == "rollout.sglang.args.speculative_num_draft_tokens"
+    assert remedy == "speculative_num_draft_tokens: 5"
 
 
 def test_queues_that_the_recipe_makes_too_short_are_refused():

@@ -43,6 +43,7 @@ def test_its_stages_start_where_a_layer_chooses_keys(plan):
     [
         ({f"cluster.env.{TOKENS}": "'32'"}, f"cluster.env.{TOKENS}", "12 sequences × 5 tokens = 60"),
         ({"rollout.sglang.args.speculative_num_draft_tokens": 6}, f"cluster.env.{TOKENS}", "× 6 tokens = 72"),
+        ({"rollout.sglang.args.speculative_num_steps": 5}, "speculative_num_draft_tokens", "6 to verify"),
         ({f"{GROUPS}.1.overrides.max_running_requests": 1024}, f"cluster.env.{TOKENS}", "16 sequences"),
         ({f"{GROUPS}.1.num_gpus": 128}, "rollout.sglang.config", "192 GPUs, the rollout 256"),
         ({f"{GROUPS}.1.worker_type": "prefill"}, f"{GROUPS}.1", "no decode servers"),
