@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-# Under this key of what layers share, in the trainer (PackedSequences) as in the engine (ForwardPlan).
+# The key under what layers share, in the engine (ForwardPlan) and in the trainer (PackedSequences). There it is
+# set beforehand where somebody will look, and layers need not hash for nothing.
 SELECTIONS = "selections"
 
 

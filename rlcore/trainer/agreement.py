@@ -37,8 +37,7 @@ def _own_hashes(batch: MicroBatch) -> torch.Tensor:
     """Hashes of this rank's layers at its tokens, zeros at others'."""
     sequences = batch.sequences
     hash_w = batch.tokens_s.new_zeros(sum(sequences.lengths))
-    if SELECTIONS in sequences.shared:
-        hash_w[sequences.cp.places(sequences.lengths)] = sequences.shared[SELECTIONS]
+    hash_w[sequences.places] = sequences.shared[SELECTIONS]
     return hash_w
 
 

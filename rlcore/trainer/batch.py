@@ -13,6 +13,7 @@ import torch
 from rlcore.data.train_sample import TrainSample
 from rlcore.models.attention import PackedSequences
 from rlcore.models.context_parallel import ContextSplit, pad
+from rlcore.models.selections import SELECTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,9 @@ def micro_batch(
     tokens_w = pad(torch.from_numpy(np.concatenate(ids)), lengths, sequences.lengths)
     local_l, predict_l = sequences.cp.local(predict_t, sequences.lengths)
     weight_t = torch.cat([weights[i] for i in indices]) if weights else torch.zeros(len(predict_t))
+    selections_t = _joined(members, lambda sample: sample.selections, device, np.int64)
+    if selections_t is not None:
+        sequences.shared[SELECTIONS] = torch.zeros_like(sequences.places)
     return MicroBatch(
         indices=tuple(indices),
         response_lengths=tuple(responses.tolist()),
@@ -111,7 +115,7 @@ def micro_batch(
         ref_log_probs_t=_joined(members, lambda sample: sample.ref_log_probs, device),
         rollout_log_probs_t=_joined(members, lambda sample: sample.rollout_log_probs, device),
         fresh_t=_joined(members, lambda sample: sample.fresh, device),
-        selections_t=_joined(members, lambda sample: sample.selections, device, np.int64),
+        selections_t=selections_t,
     )
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from rlcore.models.attention import PackedSequences
 from rlcore.models.context_parallel import gather_rows
 from rlcore.models.rotary import rotate
-from rlcore.models.selections import add_selections
+from rlcore.models.selections import SELECTIONS, add_selections
 from rlcore_glm52_dsa.indexer import Indexer, replicated_linear
 from rlcore_glm52_dsa.schedule import sources
 from rlcore_glm52_dsa.selection import fingerprint, select
@@ -160,7 +160,7 @@ class SparseLatentAttention(MegatronModule):
         first_s = place_s - position_s
         key_Td = self._everybodys(key_sd, sequences)
         index_sk = select(query_sid, key_Td, weight_si, first_s, place_s, self.topk)
-        if not self.is_mtp:
+        if SELECTIONS in sequences.shared and not self.is_mtp:
             hash_s = fingerprint(index_sk, first_s, self.ordinal)
             add_selections(sequences.shared, self._from_tensor_parallel(hash_s))
         # As many columns on every rank, whatever it has of the longest sequence.
