@@ -1,6 +1,9 @@
 # `make demo` and `make test` set up all they need on a fresh machine; `make help` lists the rest.
 PYTHON ?= python3
 VENV := .venv
+# SGLang's pins are not the trainer's.
+SGLANG_VENV := .venv-sglang
+SGLANG_RELEASE := 0.5.23
 BIN := $(VENV)/bin
 PLUGINS := plugins/glm4 plugins/glm45 plugins/glm47_flash plugins/glm52_dsa plugins/rewards
 MODEL ?= glm4
@@ -12,7 +15,7 @@ LAYOUT := $(shell echo $(PARALLEL) | sed -E 's/([a-z]+)([0-9]+)/--set parallel.\
 # MTP=1 trains the multi-token prediction layer, which is random until then, beside the policy.
 DRAFTS := $(if $(MTP),--set mtp.num_layers=1 --set mtp.train=true)
 
-.PHONY: help setup demo test parity test-kill lint benchmark wheels clean
+.PHONY: help setup demo test test-sglang parity test-kill lint benchmark wheels clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,7 +36,18 @@ demo: setup  ## train a tiny model with GRPO on this machine's CPU (MODEL=glm45,
 
 # Two workers on two cores: more threads inside each would only wait for one another.
 test: setup  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10 --ignore=tests/sglang
+
+# Without dependencies: those that a server needs on a CPU are pinned, and its own want CUDA.
+$(SGLANG_VENV)/.installed: tests/sglang/requirements.txt
+	test -x $(SGLANG_VENV)/bin/python || $(PYTHON) -m venv $(SGLANG_VENV)
+	$(SGLANG_VENV)/bin/python -m pip install --quiet --requirement $<
+	$(SGLANG_VENV)/bin/python -m pip install --quiet --no-deps sglang==$(SGLANG_RELEASE)
+	touch $@
+
+# Where nothing was collected pytest ends with 5, and so does this.
+test-sglang: setup $(SGLANG_VENV)/.installed  ## engines against real SGLang servers on this machine's CPU (installs 2.7 GB)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/sglang --durations=10
 
 # One thread a rank: up to eight of them share the cores.
 parity: setup  ## every parallel layout's gradient against one process's; writes runs/parity.json
@@ -56,4 +70,4 @@ wheels: setup  ## build a wheel of every distribution into dist/
 	for folder in . $(PLUGINS); do $(BIN)/python -m build --quiet --wheel --outdir dist $$folder; done
 
 clean:  ## remove the environment and what runs and builds left
-	rm -rf $(VENV) build dist runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(SGLANG_VENV) build dist runs .mypy_cache .ruff_cache .pytest_cache

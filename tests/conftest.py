@@ -12,6 +12,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from rlcore.testing.engine_contract import Subject
+
+# Their servers need an environment of their own; `make test-sglang` makes it, and fails where it is missing.
+collect_ignore = [] if (Path(__file__).parents[1] / ".venv-sglang" / ".installed").exists() else ["sglang"]
+
 # How long an example takes says something about the machine, nothing about the code.
 settings.register_profile("rlcore", deadline=None)
 settings.load_profile("rlcore")
@@ -115,3 +120,31 @@ def full_disk():
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limit
+
+
+SERVED = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "attention_bias": True,
+}
+EXPERTS = {
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "use_qk_norm": True,
+}
+
+
+@pytest.fixture(scope="session", params=["glm4", "glm4_moe"])
+def subject(request, tmp_path_factory) -> Subject:
+    """A tiny model, dense or with experts, that engines are held to their contract with."""
+    experts = EXPERTS if request.param.endswith("moe") else {}
+    return Subject.make(
+        tmp_path_factory.mktemp(request.param), {"model_type": request.param, **SERVED, **experts}
+    )

@@ -74,7 +74,8 @@ class SGLangEngine:
         self._router = router
         self._flights: dict[str, Flight] = {}
         self._version = 0
-        self._flushes = 0
+        # Names the prefixes that requests may share; servers may have cached some before this engine came.
+        self._cache = uuid4().hex
         self._paused: PauseMode | None = None
         self._released: set[str] = set()
         self._torn = ""
@@ -142,7 +143,7 @@ class SGLangEngine:
             else:
                 await self._go_on()
             raise
-        self._version, self._torn = version, ""
+        self._version, self._torn, self._cache = version, "", uuid4().hex
         if self._paused in ("retract", "abort"):
             # What retracted requests had computed would be found again, under the prefix that they bring along.
             await self._all(worker.flush() for worker in self.workers)
@@ -155,7 +156,7 @@ class SGLangEngine:
 
     async def flush(self) -> None:
         """See `Engine.flush`: what is cached is never looked at again, and freed where nothing runs."""
-        self._flushes += 1
+        self._cache = uuid4().hex
         if not self._flights:
             await self._all(worker.flush() for worker in self.workers)
 
@@ -208,9 +209,8 @@ class SGLangEngine:
     async def _fly(self, flight: Flight) -> None:
         """Read an answer to its end into the flight's inbox."""
         request, gate = flight.request, self._router or flight.worker
-        cache = f"{self._version}.{self._flushes}"
         try:
-            async for answer in gate.generate(request, rid=flight.rid, cache=cache):
+            async for answer in gate.generate(request, rid=flight.rid, cache=self._cache):
                 flight.answer = answer
                 if request.stream or answer.finish:
                     flight.deliver()
