@@ -1,4 +1,4 @@
-"""Compares engine and trainer in several layouts and prints the metrics of each, as JSON by layout.
+"""Compares engine and trainer in several layouts, and moves a checkpoint between two; prints JSON by name.
 
 A program, because ranks are forks of a process that has Megatron imported and no process groups yet.
 """
@@ -35,19 +35,39 @@ FULL = ["full", "shared", "full", "full"]
 
 
 def try_layout(checkpoint: Path, samples: Sequence[TrainSample], layout: str) -> dict[str, float]:
-    initialize(LAYOUTS[layout], seed=0)
+    return _trainer(checkpoint, LAYOUTS[layout]).train_step(samples, SftObjective())
+
+
+def _trainer(checkpoint: Path, parallel: Parallel) -> Trainer:
+    initialize(parallel, seed=0)
     spec = dsa_spec(read_hf_config(checkpoint))
     trainer = Trainer(
         spec,
         dsa_bridge(spec),
         checkpoint,
         model=Model(checkpoint=str(checkpoint), dtype="float32"),
-        parallel=LAYOUTS[layout],
+        parallel=parallel,
         recompute=Recompute(granularity="full"),
         max_tokens_per_gpu=200,
     )
     trainer.prepare_optimizer(Optimizer(lr=1e-3), total_steps=1)
-    return trainer.train_step(samples, SftObjective())
+    return trainer
+
+
+def move_checkpoint(checkpoint: Path, samples: Sequence[TrainSample]) -> dict[str, bool]:
+    """Train and save with two data-parallel ranks, and go on with two that share heads."""
+    saved, exported = checkpoint.with_name("saved"), []
+    for parallel in (Parallel(), Parallel(tp=2)):
+        trainer = _trainer(checkpoint, parallel)
+        if exported:
+            trainer.load(saved)
+        else:
+            trainer.train_step(samples, SftObjective())
+            trainer.save(saved)
+        # Rank 0 alone is given tensors, and heard.
+        exported.append({name: tensor.clone() for name, tensor in trainer.exporter if not tensor.is_meta})
+    before, after = exported
+    return {"equal": before.keys() == after.keys() and all(before[x].equal(after[x]) for x in before)}
 
 
 def main() -> None:
@@ -58,7 +78,8 @@ def main() -> None:
         engine = LocalEngine(checkpoint, mend=spec.mend_transformers, serve=spec.serve_transformers)
         samples = sample_responses(engine, vocab_size=spec.vocab_size)
         tasks = [partial(try_layout, checkpoint, samples, layout) for layout in LAYOUTS]
-        print(json.dumps(dict(zip(LAYOUTS, run_tasks(tasks, world_size=2), strict=True))))
+        tasks.append(partial(move_checkpoint, checkpoint, samples))
+        print(json.dumps(dict(zip([*LAYOUTS, "moved"], run_tasks(tasks, world_size=2), strict=True))))
 
 
 if __name__ == "__main__":

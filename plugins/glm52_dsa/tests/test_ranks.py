@@ -14,6 +14,10 @@ def results():
     return json.loads(subprocess.run(program, stdout=subprocess.PIPE, check=True, text=True).stdout)
 
 
+def test_a_checkpoint_goes_on_with_other_tensor_parallel_ranks(results):
+    assert results["moved"]["equal"]
+
+
 @pytest.mark.parametrize("layout", ["TP2", "CP2", "PP2"])
 def test_the_selections_of_all_ranks_together_are_the_engines(results, layout):
     metrics = results[layout]
