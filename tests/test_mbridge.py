@@ -99,7 +99,7 @@ def test_what_it_exports_is_the_checkpoint_bit_for_bit(write, demo):
 
 
 def test_ranks_load_their_parts_and_export_the_whole(write, tmp_path):
-    folder = write(FLASH)
+    folder = write(DSA)
     command = [sys.executable, "-W", "ignore", "-c", RANK]
     ranks = [subprocess.Popen([*command, str(rank), str(tmp_path), str(folder)]) for rank in range(2)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
