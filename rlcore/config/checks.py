@@ -192,7 +192,7 @@ def _sglang_arguments(recipe: Recipe) -> Arguments:
     launches = recipe.rollout.engine == "sglang" and not sglang.urls
     if not launches or (python and not python.expanduser().is_file()):
         return known_arguments()
-    return serving_arguments(python.expanduser() if python else None)
+    return serving_arguments(python)
 
 
 def _only_dp(args: Mapping[str, Any]) -> dict[str, Any]:

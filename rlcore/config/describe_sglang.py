@@ -7,6 +7,7 @@ PYTHON is the interpreter of that installation, which need not know rlcore: noth
 import argparse
 import json
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 NEGATION = "--no-"
@@ -23,7 +24,9 @@ def main() -> None:
     actions = [action for action in parser._actions if action.dest not in ("help", "config")]
     lines = [f'  "{action.dest}": {json.dumps(describe(action))}' for action in actions]
     body = ",\n".join(sorted(lines))
-    answer.write(f'{{"release": "{sglang.__version__}",\n"arguments": {{\n{body}\n}}}}\n')
+    router = json.dumps(find_spec("sglang_router") is not None)
+    release = json.dumps(sglang.__version__)
+    answer.write(f'{{"release": {release},\n"router": {router},\n"arguments": {{\n{body}\n}}}}\n')
 
 
 def describe(action: argparse.Action) -> dict[str, Any]:

@@ -95,9 +95,10 @@ class Argument:
 
 @dataclass(frozen=True)
 class Arguments:
-    """What servers of one release take, by name."""
+    """What servers of one release take, by name. `router` says that sglang-router is installed beside it."""
 
     release: str
+    router: bool
     by_name: Mapping[str, Argument]
 
     def name(self, written: str) -> str:
@@ -150,7 +151,7 @@ def serving_arguments(python: Path | None) -> Arguments:
     """
     if python is None and find_spec("sglang") is None:
         return known_arguments()
-    return installed_arguments(python or Path(sys.executable))
+    return installed_arguments(python.expanduser() if python else Path(sys.executable))
 
 
 @cache
@@ -172,6 +173,7 @@ def _read(text: str) -> Arguments:
     said = json.loads(text)
     return Arguments(
         said["release"],
+        said["router"],
         {
             name: Argument(one["flag"], one["kind"], one.get("many", False), tuple(one.get("choices", ())))
             for name, one in said["arguments"].items()

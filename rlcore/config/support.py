@@ -52,9 +52,16 @@ def _cluster(recipe: Recipe) -> Iterator[Unbuilt]:
 def _rollout(recipe: Recipe) -> Iterator[Unbuilt]:
     rollout, sync = recipe.rollout, recipe.sync
     other = rollout.checkpoint not in (None, recipe.model.checkpoint)
-    yield Unbuilt("rollout.engine", rollout.engine == "sglang", "generation with SGLang", "engine: local")
+    on_cpu = rollout.engine == "sglang" and not recipe.cluster.gpus_per_node
+    on_gpus = rollout.engine == "sglang" and not on_cpu and not rollout.sglang.urls
+    yield Unbuilt("rollout.engine", on_gpus, "starting SGLang servers on GPUs", "sglang: {urls: [...]}")
+    yield Unbuilt(
+        "rollout.sglang.config", bool(rollout.sglang.config) and on_cpu, "server groups", "leave it out"
+    )
     yield Unbuilt("rollout.checkpoint", other, "an engine checkpoint of its own", "leave it out")
-    yield Unbuilt("rollout.num_gpus", rollout.num_gpus > 0, "GPUs only for generation", "num_gpus: 0")
+    yield Unbuilt(
+        "rollout.num_gpus", rollout.num_gpus > 0 and not on_cpu, "GPUs only for generation", "num_gpus: 0"
+    )
     way = sync.transport not in ("auto", "tensor")
     yield Unbuilt("sync.transport", way, f"transport {sync.transport!r}", "transport: auto")
 

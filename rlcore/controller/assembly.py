@@ -13,6 +13,7 @@ from rlcore.controller.preparation import Prepared
 from rlcore.controller.trainer_job import TrainerJob
 from rlcore.protocols import SamplingFilter
 from rlcore.registry import lock
+from rlcore.rollout.engine import Engine
 from rlcore.rollout.generation import Generator
 from rlcore.rollout.local import LocalEngine
 from rlcore.rollout.rewards import RewardRunner
@@ -53,8 +54,24 @@ def _processes(job: TrainerJob, ranks: int, threads: int | None, quiet: bool) ->
 
 
 @asynccontextmanager
-async def running_engine(prepared: Prepared) -> AsyncIterator[LocalEngine]:
-    """Load the engine's own copy of the policy; the engine ends with the body."""
+async def running_engine(prepared: Prepared, logs: Path) -> AsyncIterator[Engine]:
+    """Load the engine's own copy of the policy; the engine ends with the body.
+
+    What processes of its own print goes to a folder `logs`, which is made for them.
+    """
+    if prepared.recipe.rollout.engine == "sglang":
+        # A run without servers needs no HTTP client.
+        from rlcore.controller.serving import running_servers
+
+        async with running_servers(prepared, logs) as servers:
+            yield servers
+    else:
+        async with _local_engine(prepared) as local:
+            yield local
+
+
+@asynccontextmanager
+async def _local_engine(prepared: Prepared) -> AsyncIterator[LocalEngine]:
     rollout = prepared.recipe.rollout
     engine = LocalEngine(
         Path(rollout.checkpoint or prepared.checkpoint),
@@ -72,7 +89,7 @@ async def running_engine(prepared: Prepared) -> AsyncIterator[LocalEngine]:
 
 def make_generator(
     prepared: Prepared,
-    engine: LocalEngine,
+    engine: Engine,
     scorer: RewardRunner,
     filters: Sequence[SamplingFilter] = (),
     name: str = "",

@@ -31,7 +31,7 @@ async def _evaluate(
         for problems in sets:
             runner.check_dataset(prompt.row for prompt in problems.prompts)
         metrics: dict[str, float] = {}
-        async with running_engine(prepared) as engine:
+        async with running_engine(prepared, rollouts) as engine:
             judge = make_generator(prepared, engine, runner)
             with Progress(len(sets), recipe.name, quiet=quiet) as progress:
                 for problems in sets:

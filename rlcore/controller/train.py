@@ -78,7 +78,7 @@ async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
         with running_policy(
             prepared, recipe.optimizer, updates, temperature=temperature, quiet=quiet
         ) as policy:
-            async with running_engine(prepared) as engine:
+            async with running_engine(prepared, place.staging) as engine:
                 actors = Actors(
                     policy=policy,
                     engine=engine,
@@ -87,6 +87,7 @@ async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
                     source=materials.source(),
                 )
                 folder = start(prepared.loaded, _plugins(materials, scorer, judge), place)
+                place.unstage(folder.paths.logs)
                 await _run(materials, actors, folder, place, quiet)
             if recipe.checkpoints.hf:
                 save_model(policy, prepared.recipe, folder.path / "hf")

@@ -127,7 +127,7 @@ async def run_loop(materials: Materials, run: Path, lengths: list[int]) -> None:
     scorer = RewardRunner.from_recipe(recipe.rewards, prepared.catalog)
     updates = materials.total_updates
     with running_policy(prepared, recipe.optimizer, updates, temperature=1.0, quiet=True) as policy:
-        async with running_engine(prepared) as local:
+        async with running_engine(prepared, Path()) as local:
             engine = FixedLengths(local, lengths)
             generator = make_generator(prepared, engine, scorer)
             actors = Actors(policy, engine, generator, generator, materials.source())

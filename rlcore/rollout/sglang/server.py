@@ -66,10 +66,6 @@ class ServerProcess:
         finally:
             await client.close()
 
-    def log_to(self, folder: Path) -> None:
-        """Move the log to another folder of the same file system; the process goes on writing there."""
-        self.log = self.log.rename(folder / self.log.name)
-
     def stop(self) -> None:
         """End it and its children at once."""
         with suppress(ProcessLookupError):
