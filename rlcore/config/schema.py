@@ -103,6 +103,8 @@ class Model(Section):
     """Model plugin (`NAME` or `dist:NAME`); by default the model_type of config.json."""
     overrides: dict[str, Any] = {}
     """Values of config.json changed on purpose."""
+    options: dict[str, Any] = {}
+    """Options of the model plugin: choices that no config.json makes."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of weights and activations in training."""
     load: Path | None = None

@@ -78,6 +78,7 @@ def read_model(recipe: Recipe, catalog: Catalog) -> Placeable:
     name = model.plugin or architecture.hf_config["model_type"]
     key = "model.plugin" if model.plugin else "model.checkpoint"
     spec: ModelSpec = catalog.load("model_spec", name, key).create(architecture.hf_config)
+    spec = spec.chosen(model.options)
     rules = {name: key, **dict.fromkeys(recipe.layout_validators, "layout_validators")}
     return Placeable(
         spec, tuple(catalog.load("layout_validator", rule, key).create(spec) for rule, key in rules.items())

@@ -8,6 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import BaseModel
+
+from rlcore.registry.options import NoOptions, parse
+
 if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -56,6 +60,8 @@ class ModelSpec:
     was trained to: whoever runs transformers for this family calls it after loading. `serve_transformers`,
     which the local engine alone calls after that, is for attention that has more to cache than keys and
     values: it makes it do so in the engine's slots (`rlcore.rollout.local_cache`).
+
+    A family with options of its own says which, and describes itself anew with those that a recipe chose.
     """
 
     model_type: str
@@ -73,6 +79,13 @@ class ModelSpec:
     mtp_layer_spec: "Callable[[TransformerConfig], ModuleSpec] | None" = None
     mend_transformers: "Callable[[PreTrainedModel], None]" = lambda model: None
     serve_transformers: "Callable[[PreTrainedModel], None]" = lambda model: None
+    options: type[BaseModel] = NoOptions
+    with_options: "Callable[[Any], ModelSpec] | None" = None
+
+    def chosen(self, options: Mapping[str, Any]) -> "ModelSpec":
+        """Describe the model with a recipe's options; raises RlcoreError with each that it does not have."""
+        parsed = parse(self.options, options, "model.options")
+        return self.with_options(parsed) if self.with_options else self
 
     @property
     def stage_starts(self) -> tuple[bool, ...]:

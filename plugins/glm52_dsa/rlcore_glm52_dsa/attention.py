@@ -28,9 +28,9 @@ from rlcore.models.context_parallel import gather_rows
 from rlcore.models.rotary import rotate
 from rlcore.models.selections import SELECTIONS, add_selections
 from rlcore_glm52_dsa.indexer import Indexer, replicated_linear
+from rlcore_glm52_dsa.kernels import functions
 from rlcore_glm52_dsa.schedule import sources
-from rlcore_glm52_dsa.selection import fingerprint, select
-from rlcore_glm52_dsa.sparse import attend
+from rlcore_glm52_dsa.selection import fingerprint
 
 if TYPE_CHECKING:
     from rlcore_glm52_dsa.spec import IndexerSizes
@@ -46,6 +46,7 @@ class SparseLatentAttention(MegatronModule):
         *,
         full: Sequence[bool],
         sizes: "IndexerSizes",
+        kernels: str,
         pg_collection: ProcessGroupCollection,
         **_: Any,
     ) -> None:
@@ -56,6 +57,7 @@ class SparseLatentAttention(MegatronModule):
         self.ordinal = sum(full[:layer])
         self.indexer = Indexer(config, sizes) if full[layer] else None
         self.topk = sizes.topk
+        self.functions = functions(kernels)
         self.is_mtp = layer >= config.num_layers
         self.head_width = config.qk_head_dim + config.qk_pos_emb_head_dim
         self.rotary_pos_emb = RotaryEmbedding(
@@ -128,7 +130,9 @@ class SparseLatentAttention(MegatronModule):
         key_up_hnl, value_up_hnl = self.linear_kv_up_proj()
         absorbed_thl = torch.einsum("thn,hnl->thl", plain_thn, key_up_hnl)
         query_thd = torch.cat([absorbed_thl, rotate(turned_thr, position_t, angles, True, False)], -1)
-        seen_thl = attend(query_thd, key_Td, index_tk, self.head_width**-0.5, self.config.kv_lora_rank)
+        seen_thl = self.functions.attend(
+            query_thd, key_Td, index_tk, self.head_width**-0.5, self.config.kv_lora_rank
+        )
         return torch.einsum("thl,hnl->thn", seen_thl, value_up_hnl).flatten(1)[:, None]
 
     def _choice(
@@ -159,7 +163,7 @@ class SparseLatentAttention(MegatronModule):
         place_s = sequences.places[own]
         first_s = place_s - position_s
         key_Td = self._everybodys(key_sd, sequences)
-        index_sk = select(query_sid, key_Td, weight_si, first_s, place_s, self.topk)
+        index_sk = self.functions.select(query_sid, key_Td, weight_si, first_s, place_s, self.topk)
         if SELECTIONS in sequences.shared and not self.is_mtp:
             hash_s = fingerprint(index_sk, first_s, self.ordinal)
             add_selections(sequences.shared, self._from_tensor_parallel(hash_s))

@@ -7,7 +7,9 @@ experts. Facts: the published config.json, transformers' modeling_glm_moe_dsa, D
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel
 
 from rlcore.errors import fail, raise_if_any
 from rlcore.models.arithmetic import gated_mlp_parameters, linear_flops
@@ -26,6 +28,13 @@ if TYPE_CHECKING:
 _SIZES = ("hidden_size", "intermediate_size", "max_position_embeddings", "num_hidden_layers", "vocab_size")
 _INDEXER_SIZES = ("index_n_heads", "index_head_dim", "index_topk")
 _KINDS = {"dense": DENSE, "sparse": MOE}
+
+
+class DsaOptions(BaseModel):
+    """`model.options` of a recipe."""
+
+    kernels: Literal["reference", "triton"] = "reference"
+    """What chooses keys and attends to them: torch, or kernels for a GPU, which none has timed yet."""
 
 
 @dataclass(frozen=True)
@@ -131,13 +140,13 @@ class Shape:
         return linear_flops(length, attention.matrices) + 2.0 * pairs * attention.heads * widths
 
 
-def dsa_spec(hf_config: Mapping[str, Any]) -> ModelSpec:
+def dsa_spec(hf_config: Mapping[str, Any], options: DsaOptions | None = None) -> ModelSpec:
     """Describe a GLM-5 or GLM-5.2 checkpoint by its config.json.
 
     `rms_norm_eps` is that of all norms but the indexers', the latents' included, as where the model is served:
     transformers' implementation, which has another one there, is mended.
     """
-    shape = Shape.of(hf_config)
+    shape, kernels = Shape.of(hf_config), (options or DsaOptions()).kernels
     layers = {(kind, full): shape.layer(kind, full) for kind in (DENSE, MOE) for full in (False, True)}
     return ModelSpec(
         model_type="glm_moe_dsa",
@@ -160,13 +169,15 @@ def dsa_spec(hf_config: Mapping[str, Any]) -> ModelSpec:
             "max_sequence_length": hf_config["max_position_embeddings"],
             "position_embedding_type": "rope",
         },
-        layer_specs=partial(_layer_specs, shape),
-        mtp_layer_spec=partial(_mtp_layer_spec, shape),
+        layer_specs=partial(_layer_specs, shape, kernels),
+        mtp_layer_spec=partial(_mtp_layer_spec, shape, kernels),
         cp_layout="contiguous",
         latent_attention=True,
         tied_embeddings=bool(hf_config.get("tie_word_embeddings", False)),
         mend_transformers=partial(set_latent_epsilon, eps=hf_config["rms_norm_eps"]),
         serve_transformers=_serve,
+        options=DsaOptions,
+        with_options=partial(dsa_spec, hf_config),
     )
 
 
@@ -181,21 +192,21 @@ def _kinds(hf_config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _layer_specs(
-    shape: Shape, config: "TransformerConfig", vp_stage: int | None
+    shape: Shape, kernels: str, config: "TransformerConfig", vp_stage: int | None
 ) -> "TransformerBlockSubmodules":
     from rlcore.models.layers import decoder_block
 
     block = decoder_block(config, vp_stage)
     for layer in block.layer_specs:
-        layer.submodules.self_attention = _attention_spec(shape)
+        layer.submodules.self_attention = _attention_spec(shape, kernels)
     return block
 
 
-def _mtp_layer_spec(shape: Shape, config: "TransformerConfig") -> "ModuleSpec":
+def _mtp_layer_spec(shape: Shape, kernels: str, config: "TransformerConfig") -> "ModuleSpec":
     from rlcore.models.layers import last_decoder_layer
 
     layer = last_decoder_layer(config)
-    layer.submodules.self_attention = _attention_spec(shape)
+    layer.submodules.self_attention = _attention_spec(shape, kernels)
     return layer
 
 
@@ -205,7 +216,7 @@ def _serve(model: "PreTrainedModel") -> None:
     serve_in_slots(model)
 
 
-def _attention_spec(shape: Shape) -> "ModuleSpec":
+def _attention_spec(shape: Shape, kernels: str) -> "ModuleSpec":
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.spec_utils import ModuleSpec
 
@@ -215,5 +226,5 @@ def _attention_spec(shape: Shape) -> "ModuleSpec":
     return ModuleSpec(
         SparseLatentAttention,
         # Megatron's MTP layers ask for the mask before they build one.
-        {"attn_mask_type": AttnMaskType.causal, "full": full, "sizes": shape.indexer},
+        {"attn_mask_type": AttnMaskType.causal, "full": full, "sizes": shape.indexer, "kernels": kernels},
     )

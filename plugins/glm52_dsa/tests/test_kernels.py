@@ -18,10 +18,12 @@ from rlcore_glm52_dsa.kernels.testing import (
     best_places,
     choices,
     drawn_attention,
+    parity,
     selected_in_tiles,
     spans,
     whole_numbers,
 )
+from rlcore_glm52_dsa.spec import dsa_spec
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -146,5 +148,13 @@ def test_kernels_that_cannot_run_are_refused_with_what_would_work(monkeypatch):
     monkeypatch.setattr(kernels, "find_spec", lambda name: None)
     with pytest.raises(RlcoreError, match=r"Triton is not installed\n.*try: .*reference"):
         functions("triton")
-    with pytest.raises(RlcoreError, match=r"no kernels called 'cuda'\n.*try: .*reference, triton"):
-        functions("cuda")
+
+
+def test_a_recipe_chooses_the_kernels(interpreted, make_checkpoint):
+    found = interpreted(parity, make_checkpoint(num_hidden_layers=1))
+    assert found.holds
+
+
+def test_options_that_there_are_not_are_refused(config):
+    with pytest.raises(RlcoreError, match=r"model\.options\.kernel: .*no such option\n.*mean kernels"):
+        dsa_spec(config).chosen({"kernel": "triton"})

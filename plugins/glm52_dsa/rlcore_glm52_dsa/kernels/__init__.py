@@ -1,7 +1,8 @@
 """Which functions choose keys and attend to them: the torch reference, or fused kernels in Triton.
 
 Kernels have the reference's signatures and are compared with it; a value of the recipe chooses them. Only then
-is Triton imported, which not every build of torch brings along.
+is Triton imported, which not every build of torch brings along. In its interpreter (TRITON_INTERPRET=1) kernels
+run on a CPU, slowly, in float32 and float16: it takes bfloat16 for integers.
 """
 
 from collections.abc import Callable
@@ -31,8 +32,6 @@ class Functions(NamedTuple):
 
 def functions(name: str) -> Functions:
     """The functions called `reference` or `triton`; raises RlcoreError where the latter cannot run."""
-    if name not in _MODULES:
-        raise fail(PLACE, f"there are no kernels called {name!r}", f"one of {', '.join(_MODULES)}")
     if name == "triton":
         _require_triton()
     selection, sparse = map(import_module, _MODULES[name])

@@ -1,12 +1,19 @@
 """What tests of kernels share, be it in Triton's interpreter or on a GPU: inputs and what is expected."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from rlcore.config.schema import Parallel
+from rlcore.models.hf_config import read_hf_config
+from rlcore.trainer.parity import Parity, measure_parity
+from rlcore.trainer.setup import process_groups
+from rlcore_glm52_dsa.bridge import dsa_bridge
 from rlcore_glm52_dsa.kernels import functions
+from rlcore_glm52_dsa.spec import dsa_spec
 
 Attended = tuple[Tensor, Tensor, Tensor]
 CHOICES = ("distinct", "repeated", "without any", "with holes")
@@ -86,3 +93,10 @@ def best_places(
     none = len(key_Td)
     place_tk = place_tk.masked_fill(best_tk == -torch.inf, none).sort(1).values
     return place_tk.masked_fill(place_tk == none, -1).int()
+
+
+def parity(checkpoint: Path) -> Parity:
+    """How far a model with the kernels is from transformers'."""
+    spec = dsa_spec(read_hf_config(checkpoint)).chosen({"kernels": "triton"})
+    with process_groups(Parallel(), seed=0):
+        return measure_parity(spec, dsa_bridge(spec), checkpoint)
