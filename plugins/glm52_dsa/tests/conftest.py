@@ -9,6 +9,7 @@ from rlcore_glm52_dsa.spec import dsa_spec
 
 from rlcore.config.schema import Parallel, Recompute
 from rlcore.models.hf_config import read_hf_config
+from rlcore.testing.engine_contract import Subject
 from rlcore.testing.fixtures import make_checkpoint, megatron
 
 CONFIG = {
@@ -53,6 +54,13 @@ def one_thread():
 def config():
     """The content of a tiny model's config.json."""
     return dict(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    """What engines are held to their contract with. With this epsilon transformers needs no mending."""
+    changes = {"num_hidden_layers": 3, "indexer_types": ["full", "shared", "full"], "rms_norm_eps": 1e-6}
+    return Subject.make(tmp_path_factory.mktemp("subject"), CONFIG | changes)
 
 
 @pytest.fixture
