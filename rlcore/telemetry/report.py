@@ -36,6 +36,7 @@ CURVES: dict[str, dict[str, Any]] = {
     "mtp/loss": {"title": "MTP loss", "note": "nats per token"},
     "router/max_load_over_mean": {"title": "Load of experts", "note": "most loaded over the mean"},
     "router/corrected_share": {"title": "Choices by correction bias", "note": "share of all", "text": percent},
+    "dsa/selection_flips": {"title": "Selection flips", "note": "share of tokens", "text": percent},
     "response/length_mean": {"title": "Response length", "note": "tokens, mean"},
     "response/truncated": {"title": "Truncated responses", "note": "share cut short", "text": percent},
     "grad_norm": {"title": "Gradient norm", "note": "before clipping"},
