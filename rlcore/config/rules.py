@@ -138,6 +138,14 @@ def old_tokens_exist_where_they_are_masked(recipe: Recipe) -> Violations:
         yield Violation(("rollout.mask_offpolicy", "rollout.partial", "rollout.mode"), message, "partial: true")
 
 
+def an_endless_rollout_is_never_cut_short(recipe: Recipe) -> Violations:
+    rollout = recipe.rollout
+    if rollout.mode == "async" and (rollout.partial or rollout.over_sampling_prompts):
+        key = "rollout.partial" if rollout.partial else "rollout.over_sampling_prompts"
+        message = "in mode async no response is cut short, and prompts are asked for ahead as it is"
+        yield Violation((key, "rollout.mode"), message, "leave it out; max_staleness says how far ahead")
+
+
 def bounds_are_in_order(recipe: Recipe) -> Violations:
     weights = recipe.algorithm.importance_sampling
     if weights.low > weights.high:
@@ -258,6 +266,7 @@ RULES: tuple[Callable[[Recipe], Violations], ...] = (
     training_explores,
     responses_fit_the_context,
     old_tokens_exist_where_they_are_masked,
+    an_endless_rollout_is_never_cut_short,
     bounds_are_in_order,
     settings_have_what_they_modify,
     generation_gpus_make_whole_engines,

@@ -45,6 +45,7 @@ CASES = [
     ("too little over-sampling", "rollout: {over_sampling_prompts: 8}", 3, "rollout.over_sampling_prompts", "fewer than the 32", "at least 32"),
     ("greedy training", "data: {path: x}\ntrain: {steps: 1}\nrollout: {temperature: 0}", 5, "rollout.temperature", "nothing to learn", "1.0"),
     ("no room for a prompt", "rollout: {max_context_tokens: 64}", 3, "rollout.max_context_tokens", "no prompt fits", "more than 1024"),
+    ("cut short without end", "rollout: {mode: async, partial: true}", 3, "rollout.partial", "no response is cut short", "max_staleness"),
     ("mask without partial", "rollout: {mask_offpolicy: true}", 3, "rollout.mask_offpolicy", "older weights", "partial: true"),
     ("bounds in the wrong order", "algorithm: {importance_sampling: {low: 3}}", 3, "algorithm.importance_sampling.low", "above high", "at most 2"),
     ("floor above the peak", "optimizer: {min_lr: 1}", 3, "optimizer.min_lr", "above lr", "at most 1e-06"),
