@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Result = TypeVar("Result")
-VOCABULARY, CONTEXT, END = 300, 256, 256
+VOCABULARY, CONTEXT, END = 300, 512, 256
+# Tokens that take long enough for something to happen meanwhile.
+LONG = 320
 # Makes an engine with the subject's own weights, at version 0.
 Opens = Callable[[], AbstractAsyncContextManager[Engine]]
 
@@ -48,7 +50,7 @@ def mixed_requests(**options: Any) -> list[Request]:
 class Subject:
     """What an engine serves: a checkpoint, its model in transformers, and other weights for the same model.
 
-    The vocabulary has 300 tokens, the first 256 of them bytes, and the context 256.
+    The vocabulary has 300 tokens, the first 256 of them bytes, and the context 512.
     """
 
     checkpoint: Path
@@ -86,8 +88,8 @@ class Listener:
 
     async def until(self, tokens: int) -> None:
         """Wait for so many tokens of a stream."""
-        while len(self.said.tokens) < tokens and not self.task.done():
-            await asyncio.sleep(0)
+        while sum(len(delta.tokens) for delta in self.deltas) < tokens and not self.task.done():
+            await asyncio.sleep(0.001)
 
     async def end(self) -> Delta:
         await self.task
@@ -179,7 +181,7 @@ class EngineContract:
         self, opens: Opens, subject: Subject
     ) -> None:
         def asked(**options: Any) -> Request:
-            return request("a", new=200, temperature=0.0, **options)
+            return request("a", new=LONG, temperature=0.0, **options)
 
         async def cut(engine: Engine) -> tuple[Delta, Delta, Delta]:
             listener = Listener(engine, asked(stream=True))
@@ -190,7 +192,7 @@ class EngineContract:
 
         part, rest, whole = self.run(opens, cut)
         assert part.finish == "abort"
-        assert 12 <= len(part.tokens) < 200
+        assert 12 <= len(part.tokens) < LONG
         assert [*part.tokens, *rest.tokens] == whole.tokens
         assert [*part.log_probs, *rest.log_probs] == pytest.approx(
             log_probs(subject.model, asked(), whole.tokens), abs=TOLERANCE
@@ -198,19 +200,19 @@ class EngineContract:
 
     def test_an_abort_ends_those_that_it_names_only(self, opens: Opens) -> None:
         async def cut(engine: Engine) -> list[Delta]:
-            listeners = [Listener(engine, request(name, new=200, stream=True)) for name in ("a", "a1")]
+            listeners = [Listener(engine, request(name, new=LONG, stream=True)) for name in ("a", "a1")]
             await listeners[1].until(5)
             await engine.abort(["a"])
             return [await listener.end() for listener in listeners]
 
         first, second = self.run(opens, cut)
         assert (first.finish, second.finish) == ("abort", "length")
-        assert len(first.tokens) < len(second.tokens) == 200
+        assert len(first.tokens) < len(second.tokens) == LONG
 
     def test_a_queued_request_ends_empty_when_it_is_aborted(self, opens: Opens) -> None:
         async def cut(engine: Engine) -> list[Delta]:
-            first = Listener(engine, request("first", new=200, stream=True))
-            crowd = [Listener(engine, request(f"q{i}", new=200, key=(i, 0))) for i in range(100)]
+            first = Listener(engine, request("first", new=LONG, stream=True))
+            crowd = [Listener(engine, request(f"q{i}", new=LONG, key=(i, 0))) for i in range(100)]
             await first.until(5)
             await engine.abort()
             return [await listener.end() for listener in (first, *crowd)]
@@ -221,7 +223,7 @@ class EngineContract:
 
     @pytest.mark.parametrize("mode", ["retract", "in_place"])
     def test_a_paused_request_goes_on_where_it_was(self, opens: Opens, mode: PauseMode) -> None:
-        asked = request("a", new=200, temperature=0.0, stream=True)
+        asked = request("a", new=LONG, temperature=0.0, stream=True)
 
         async def interrupt(engine: Engine) -> tuple[Delta, Delta]:
             listener = Listener(engine, asked)
@@ -238,7 +240,7 @@ class EngineContract:
 
     def test_a_pause_may_abort_everything(self, opens: Opens) -> None:
         async def hold(engine: Engine) -> tuple[Delta, Delta]:
-            listener = Listener(engine, request("a", new=200, stream=True))
+            listener = Listener(engine, request("a", new=LONG, stream=True))
             await listener.until(5)
             await engine.pause("abort")
             part = await listener.end()
@@ -266,11 +268,11 @@ class EngineContract:
         opens: Opens,
         subject: Subject,
     ) -> None:
-        asked = request("a", new=200)
+        asked = request("a", new=LONG)
 
         async def renew(engine: Engine) -> Delta:
             listener = Listener(engine, asked)
-            clock = Listener(engine, request("clock", new=200, stream=True))
+            clock = Listener(engine, request("clock", new=LONG, stream=True))
             await clock.until(10)
             await engine.pause("retract")
             await send(engine, 1, subject.new_tensors)
@@ -279,7 +281,7 @@ class EngineContract:
 
         got = self.run(opens, renew)
         turn = got.versions.index(1)
-        assert got.versions == [0] * turn + [1] * (200 - turn)
+        assert got.versions == [0] * turn + [1] * (LONG - turn)
         old = log_probs(subject.model, asked, got.tokens)[:turn]
         new = log_probs(subject.new_model, asked, got.tokens, turn)
         assert got.log_probs == pytest.approx([*old, *new], abs=TOLERANCE)
@@ -290,7 +292,7 @@ class EngineContract:
         later = request("b", range(40), new=8)
 
         async def renew(engine: Engine) -> Delta:
-            first = Listener(engine, request("a", range(40), new=200, stream=True))
+            first = Listener(engine, request("a", range(40), new=LONG, stream=True))
             await first.until(6)
             await send(engine, 1, subject.new_tensors)
             got = await answer(engine, later)
@@ -315,7 +317,7 @@ class EngineContract:
 
     def test_flush_drops_what_nobody_needs(self, opens: Opens, subject: Subject) -> None:
         async def flush(engine: Engine) -> Delta:
-            first = Listener(engine, request("a", range(40), new=200, stream=True))
+            first = Listener(engine, request("a", range(40), new=LONG, stream=True))
             await first.until(5)
             await engine.flush()
             await engine.abort()
@@ -330,7 +332,7 @@ class EngineContract:
     @pytest.mark.parametrize(
         ("asked", "message"),
         [
-            (request("long", [1] * 200, new=100), "256"),
+            (request("long", [1] * 300, new=300), "512"),
             (request("empty", []), "the prompt is empty"),
             (request("alien", [300]), "token 300 is outside the vocabulary of 300"),
         ],

@@ -92,10 +92,29 @@ def server_command(
     return Command(words, {} if place.gpus else CPU_ENVIRONMENT, place.url)
 
 
-def router_command(recipe: Recipe, workers: Sequence[str], place: ServerPlace) -> Command:
-    """The command of a router that sends requests with equal beginnings to the same of these URLs."""
-    words = (python(recipe), "-m", "sglang_router.launch_router", "--worker-urls", *workers)
-    options = {"host": place.host, "port": place.port, "request-timeout-secs": ROUTER_SECONDS}
+def router_command(
+    recipe: Recipe,
+    workers: Sequence[str],
+    place: ServerPlace,
+    prefill: Mapping[str, int] = MappingProxyType({}),
+) -> Command:
+    """The command of a router that sends requests with equal beginnings to the same of these URLs.
+
+    With `prefill` servers, by URL with the port where they are met, the workers only decode.
+    """
+    words = [python(recipe), "-m", "sglang_router.launch_router"]
+    if prefill:
+        words += ["--pd-disaggregation"]
+        words += [word for url, port in prefill.items() for word in ("--prefill", url, str(port))]
+        words += [word for url in workers for word in ("--decode", url)]
+    else:
+        words += ["--worker-urls", *workers]
+    options = {
+        "host": place.host,
+        "port": place.port,
+        "request-timeout-secs": ROUTER_SECONDS,
+        "log-level": "warn",
+    }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return Command((*words, *flags), {}, place.url)
 
