@@ -23,7 +23,7 @@ _EPSILON = 1e-6
 class Indexer(MegatronModule):
     """Projections of an indexer. Choosing by them takes no gradient."""
 
-    def __init__(self, config: MLATransformerConfig, sizes: "IndexerSizes") -> None:
+    def __init__(self, config: MLATransformerConfig, sizes: "IndexerSizes", trained: bool) -> None:
         super().__init__(config)
         self.sizes = sizes
         self.linear_wq_b = replicated_linear(config, config.q_lora_rank, sizes.heads * sizes.width)
@@ -33,7 +33,12 @@ class Indexer(MegatronModule):
         self.k_norm = nn.LayerNorm(sizes.width, eps=_EPSILON, device=device, dtype=config.params_dtype)
         for parameter in self.k_norm.parameters():
             parameter.sequence_parallel = config.sequence_parallel
-        self.requires_grad_(False)
+        self.requires_grad_(trained)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it learns: not where it is frozen, by itself or with an MTP layer."""
+        return self.linear_wk.weight.requires_grad
 
     def forward(
         self, hidden_s1h: Tensor, latent_s1q: Tensor, position_s: Tensor, angles: Tensor

@@ -25,7 +25,8 @@ def selection_margins() -> Iterator[list[float]]:
     choose = SparseLatentAttention._select
 
     def select(self: "SparseLatentAttention", *args: Any) -> "Tensor":
-        found.extend(_margins(*args[:4], self.topk))
+        *scored, tokens = args
+        found.extend(_margins(*scored, tokens.position_s, self.topk))
         return choose(self, *args)
 
     SparseLatentAttention._select = select

@@ -29,7 +29,7 @@ def attend(query_thd: Tensor, key_Td: Tensor, index_tk: Tensor, scale: float, va
 def attention_mass(query_thd: Tensor, key_Td: Tensor, index_tk: Tensor, scale: float) -> Tensor:
     """Attention that each chosen key gets from all heads together: float32 [t, k], 0 where none is chosen."""
     mass_tk = torch.empty(index_tk.shape, device=query_thd.device)
-    for rows in _blocks(query_thd, index_tk):
+    for rows in blocks(query_thd, index_tk):
         score_thk, _ = _scores(query_thd[rows].float(), key_Td, index_tk[rows], scale)
         mass_tk[rows] = _probabilities(score_thk, _log_sum(score_thk)).sum(1)
     return mass_tk
@@ -44,7 +44,7 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         out_thv = query_thd.new_empty(*query_thd.shape[:2], value_width)
         log_sum_th = query_thd.new_empty(query_thd.shape[:2], dtype=torch.float32)
-        for rows in _blocks(query_thd, index_tk):
+        for rows in blocks(query_thd, index_tk):
             score_thk, key_tkd = _scores(query_thd[rows].float(), key_Td, index_tk[rows], scale)
             log_sum_th[rows] = _log_sum(score_thk)
             out_thv[rows] = _probabilities(score_thk, log_sum_th[rows]) @ key_tkd[..., :value_width]
@@ -60,7 +60,7 @@ class _Attention(torch.autograd.Function):
         query_grad_thd = torch.empty_like(query_thd)
         key_grad_Td = torch.zeros_like(key_Td, dtype=torch.float32)
         values = slice(out_thv.shape[-1])
-        for rows in _blocks(query_thd, index_tk):
+        for rows in blocks(query_thd, index_tk):
             query, grad = query_thd[rows].float(), grad_thv[rows].float()
             score_thk, key_tkd = _scores(query, key_Td, index_tk[rows], ctx.scale)
             p_thk = _probabilities(score_thk, log_sum_th[rows])
@@ -73,7 +73,7 @@ class _Attention(torch.autograd.Function):
         return query_grad_thd, key_grad_Td.to(key_Td.dtype), None, None, None
 
 
-def _blocks(query_thd: Tensor, index_tk: Tensor) -> Iterator[slice]:
+def blocks(query_thd: Tensor, index_tk: Tensor) -> Iterator[slice]:
     """Rows of queries whose gathered keys, and whose scores, are at most so many numbers."""
     _, h, d = query_thd.shape
     rows = max(1, _BLOCK[query_thd.device.type] // (index_tk.shape[1] * max(h, d)))

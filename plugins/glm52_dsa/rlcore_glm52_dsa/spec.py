@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, PositiveFloat
 
 from rlcore.errors import fail, raise_if_any
 from rlcore.models.arithmetic import gated_mlp_parameters, linear_flops
@@ -30,11 +30,24 @@ _INDEXER_SIZES = ("index_n_heads", "index_head_dim", "index_topk")
 _KINDS = {"dense": DENSE, "sparse": MOE}
 
 
+class IndexerOptions(BaseModel):
+    """What becomes of the indexers' weights."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    train: Literal["none", "kl"] = "none"
+    """Keep them as they are, or bring their scores near to attention, by the KL divergence (DeepSeek-V3.2)."""
+    coefficient: PositiveFloat = 0.01
+    """Of that divergence, its mean over tokens summed over layers. The gradient's norm grows by it."""
+
+
 class DsaOptions(BaseModel):
     """`model.options` of a recipe."""
 
     kernels: Literal["reference", "triton"] = "reference"
     """What chooses keys and attends to them: torch, or kernels for a GPU, which none has timed yet."""
+    indexer: IndexerOptions = IndexerOptions()
+    """Whether indexers learn."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +159,7 @@ def dsa_spec(hf_config: Mapping[str, Any], options: DsaOptions | None = None) ->
     `rms_norm_eps` is that of all norms but the indexers', the latents' included, as where the model is served:
     transformers' implementation, which has another one there, is mended.
     """
-    shape, kernels = Shape.of(hf_config), (options or DsaOptions()).kernels
+    shape, options = Shape.of(hf_config), options or DsaOptions()
     layers = {(kind, full): shape.layer(kind, full) for kind in (DENSE, MOE) for full in (False, True)}
     return ModelSpec(
         model_type="glm_moe_dsa",
@@ -169,8 +182,8 @@ def dsa_spec(hf_config: Mapping[str, Any], options: DsaOptions | None = None) ->
             "max_sequence_length": hf_config["max_position_embeddings"],
             "position_embedding_type": "rope",
         },
-        layer_specs=partial(_layer_specs, shape, kernels),
-        mtp_layer_spec=partial(_mtp_layer_spec, shape, kernels),
+        layer_specs=partial(_layer_specs, shape, options),
+        mtp_layer_spec=partial(_mtp_layer_spec, shape, options),
         cp_layout="contiguous",
         latent_attention=True,
         tied_embeddings=bool(hf_config.get("tie_word_embeddings", False)),
@@ -192,21 +205,21 @@ def _kinds(hf_config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _layer_specs(
-    shape: Shape, kernels: str, config: "TransformerConfig", vp_stage: int | None
+    shape: Shape, options: DsaOptions, config: "TransformerConfig", vp_stage: int | None
 ) -> "TransformerBlockSubmodules":
     from rlcore.models.layers import decoder_block
 
     block = decoder_block(config, vp_stage)
     for layer in block.layer_specs:
-        layer.submodules.self_attention = _attention_spec(shape, kernels)
+        layer.submodules.self_attention = _attention_spec(shape, options)
     return block
 
 
-def _mtp_layer_spec(shape: Shape, kernels: str, config: "TransformerConfig") -> "ModuleSpec":
+def _mtp_layer_spec(shape: Shape, options: DsaOptions, config: "TransformerConfig") -> "ModuleSpec":
     from rlcore.models.layers import last_decoder_layer
 
     layer = last_decoder_layer(config)
-    layer.submodules.self_attention = _attention_spec(shape, kernels)
+    layer.submodules.self_attention = _attention_spec(shape, options)
     return layer
 
 
@@ -216,7 +229,7 @@ def _serve(model: "PreTrainedModel") -> None:
     serve_in_slots(model)
 
 
-def _attention_spec(shape: Shape, kernels: str) -> "ModuleSpec":
+def _attention_spec(shape: Shape, options: DsaOptions) -> "ModuleSpec":
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.spec_utils import ModuleSpec
 
@@ -226,5 +239,5 @@ def _attention_spec(shape: Shape, kernels: str) -> "ModuleSpec":
     return ModuleSpec(
         SparseLatentAttention,
         # Megatron's MTP layers ask for the mask before they build one.
-        {"attn_mask_type": AttnMaskType.causal, "full": full, "sizes": shape.indexer, "kernels": kernels},
+        {"attn_mask_type": AttnMaskType.causal, "full": full, "sizes": shape.indexer, "options": options},
     )
