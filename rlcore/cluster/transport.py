@@ -17,6 +17,7 @@ _DTYPES = {
     "ref_log_probs": np.float32,
     "rollout_log_probs": np.float32,
     "fresh": np.bool_,
+    "selections": np.int64,
 }
 
 

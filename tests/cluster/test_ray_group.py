@@ -35,7 +35,9 @@ class Adder:
         return torch.arange(1000, dtype=torch.bfloat16)[10:12]
 
     def lengths(self, samples):
-        return [(len(sample.tokens), sample.name, sample.advantages.dtype.name) for sample in samples]
+        types = [sample.advantages.dtype.name for sample in samples]
+        hashes = [sample.selections.tolist() for sample in samples]
+        return [(len(sample.tokens), sample.name) for sample in samples], types, hashes
 
     def refuse(self):
         raise fail("model.checkpoint", "is no good", "a better one")
@@ -77,8 +79,9 @@ def test_ranks_are_processes_that_work_together_until_one_falls(group, pids, tmp
     assert len({*pids, os.getpid()}) == 3
     assert group.call("add", 10) == [torch.tensor(21.0)] * 2
     assert group.call("part_of_a_buffer")[1].tolist() == [10, 11]
-    sample = TrainSample(name="s", tokens=[1, 2, 3], prompt_length=1, loss_mask=[1, 1], advantages=[0.5, 0.5])
-    assert group.call("lengths", [sample]) == [[(3, "s", "float32")]] * 2
+    given = {"loss_mask": [1, 1], "advantages": [0.5, 0.5], "selections": [-(2**63), 2**63 - 1]}
+    sample = TrainSample(name="s", tokens=[1, 2, 3], prompt_length=1, **given)
+    assert group.call("lengths", [sample]) == [([(3, "s")], ["float32"], [given["selections"]])] * 2
     group.log_to(tmp_path)
     group.call("pid")
     assert (tmp_path / "trainer-1.log").read_text().count("asked for the pid") == 2
