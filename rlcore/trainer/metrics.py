@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from rlcore.algorithms.logprob import TokenScores
+from rlcore.models.measures import COUNT
 from rlcore.trainer.batch import MicroBatch
 from rlcore.trainer.drafts import Drafts, rates
 from rlcore.trainer.objectives import TokenLoss
@@ -80,8 +81,8 @@ def tally(scores: TokenScores, loss: TokenLoss, batch: MicroBatch, drafts: Draft
 
 
 def summary(totals: Totals) -> dict[str, float]:
-    """The step's metrics: `loss`, `tokens`, each per-token metric's mean, the log-prob gap in nats, and the
-    share of tokens for which sparse attention selected otherwise than in the engine."""
+    """The step's metrics: `loss`, `tokens`, means of per-token metrics, the log-prob gap in nats, the share of
+    tokens for which sparse attention selected otherwise than in the engine, and what layers measured."""
     sums = dict(totals.sums)
     tokens, weight = sums.pop("tokens"), sums.pop("weight")
     found = {"loss": sums.pop("loss"), "tokens": tokens}
@@ -98,5 +99,7 @@ def summary(totals: Totals) -> dict[str, float]:
     if "mtp/drafted" in sums:
         own = {name: sums.pop(name) for name in list(sums) if name.startswith("mtp/")}
         found |= rates(own)
+    for name in [name.removesuffix(COUNT) for name in sums if name.endswith(COUNT)]:
+        found[name] = sums.pop(name) / (sums.pop(f"{name}{COUNT}") or 1.0)
     found |= {name: value / weight if weight else 0.0 for name, value in sums.items()}
     return found | maxima

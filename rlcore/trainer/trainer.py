@@ -29,6 +29,7 @@ from rlcore.models.build import build_model, transformer_config
 from rlcore.models.config import gathers_tokens
 from rlcore.models.context_parallel import ContextSplit
 from rlcore.models.forward import forward_hidden
+from rlcore.models.measures import measures
 from rlcore.models.mtp import freeze_mtp
 from rlcore.models.spec import ModelSpec
 from rlcore.ranks import from_all_ranks
@@ -210,7 +211,8 @@ class Trainer:
         trained: list[_Trained] = self._run(share.batches, loss, forward_only=False)
         self._enter("metrics and gradient norm")
         selections = own_selections(share.batches)
-        own = Totals.of(list(_tallies(trained, selections)) if speaks() else [])
+        measured = [Tally(measures(batch.sequences.shared), {}) for batch in share.batches]
+        own = Totals.of([*measured, *(_tallies(trained, selections) if speaks() else ())])
         metrics = summary(Totals.merge(from_all_ranks(own)))
         metrics |= {"grad_norm": state.gradient_norm(), "samples": float(len(samples)), **share.metrics}
         metrics |= routing_metrics(self.stages)

@@ -2,6 +2,7 @@ import math
 
 import torch
 
+from rlcore.models.measures import add_measure, measures
 from rlcore.trainer.metrics import Tally, Totals, summary
 
 
@@ -17,6 +18,15 @@ def test_sums_add_up_and_maxima_are_the_largest():
     assert found["tokens"] == 6
     assert found["ratio_max"] == 1.5
     assert math.isclose(found["kl"], 0.4, rel_tol=1e-6)
+
+
+def test_what_layers_measured_is_averaged_over_their_tokens_on_whichever_rank_they_are():
+    first, second = {}, {}
+    add_measure(first, "distance", torch.tensor(3.0), torch.tensor(4.0))
+    add_measure(first, "distance", torch.tensor(1.0), torch.tensor(4.0))
+    add_measure(second, "distance", torch.tensor(2.0), torch.tensor(2.0))
+    totals = [Totals.of([tally(0.0), Tally(measures(first), {})]), Totals.of([Tally(measures(second), {})])]
+    assert summary(Totals.merge(totals))["distance"] == 0.6
 
 
 def test_ranks_without_micro_batches_of_their_own_add_nothing():

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from rlcore.models.attention import PackedSequences
 from rlcore.models.context_parallel import gather_rows
+from rlcore.models.measures import add_measure
 from rlcore.models.rotary import rotate
 from rlcore.models.selections import SELECTIONS, add_selections
 from rlcore_glm52_dsa.indexer import Indexer, replicated_linear
@@ -212,9 +213,10 @@ class SparseLatentAttention(MegatronModule):
             query_thd = self._queries(latent_s1q, self.linear_kv_up_proj()[0], tokens)
             mass_sk = self._to_tensor_parallel(attention_mass(query_thd, key_Td, index_tk, self.scale))
         query_sid, key_sd, weight_si = self.indexer(hidden_s1h, latent_s1q, tokens.position_s, tokens.angles)
-        share_s = self.coefficient * tokens.real_s
-        chosen_sk = index_tk[tokens.own]
-        return divergence(query_sid, self._everybodys(key_sd, tokens), weight_si, chosen_sk, mass_sk, share_s)
+        real_s, chosen_sk = tokens.real_s, index_tk[tokens.own]
+        loss = divergence(query_sid, self._everybodys(key_sd, tokens), weight_si, chosen_sk, mass_sk, real_s)
+        add_measure(tokens.sequences.shared, "dsa/indexer_kl", loss.detach(), real_s.sum())
+        return self.coefficient * loss
 
     def _own_rows(self, count: int) -> slice:
         """Which of the context-parallel rank's tokens this tensor-parallel rank has."""

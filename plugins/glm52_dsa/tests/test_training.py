@@ -48,7 +48,7 @@ def trainer(checkpoint):
         made = Trainer(
             spec, dsa_bridge(spec), checkpoint, model=model, mtp=mtp, max_tokens_per_gpu=50, **keywords
         )
-        made.prepare_optimizer(Optimizer(lr=1e-2, weight_decay=0.5), total_steps=2)
+        made.prepare_optimizer(Optimizer(lr=1e-2, weight_decay=0.5), total_steps=20)
         return made
 
     return make
@@ -182,6 +182,12 @@ def mean_divergence(indexer, hidden, latent, angles, attention_htT):
     target = attention_htT.sum(0) / attention_htT.sum((0, 2))[:, None]
     log_q = score.masked_fill(target == 0, -torch.inf).log_softmax(-1).masked_fill(target == 0, 0.0)
     return (torch.special.xlogy(target, target) - target * log_q).sum(-1).mean()
+
+
+def test_indexers_that_learn_come_nearer_to_attention(trainer, samples):
+    made = trainer(options=LEARNING)
+    distances = [made.train_step(samples, SftObjective())["dsa/indexer_kl"] for _ in range(3)]
+    assert distances[-1] < 0.7 * distances[0]
 
 
 def test_bfloat16_trains_with_a_loss_like_that_of_float32(gradients):
