@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: rlcore plan RECIPE --set rollout.samples_per_prompt=16"
     add_recipe(parser)
     parser.add_argument("--json", action="store_true", help="print one record, defaults included")
+    parser.add_argument("--processes", action="store_true", help="print every process and how it is started")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,19 +39,22 @@ def run(args: argparse.Namespace) -> int:
         print_json({"problems": _records(error.problems)})
         return 1
     rules = loaded.recipe.plugins
-    return _report(loaded, Catalog.installed(rules.deny, rules.require), args.json)
+    return _report(loaded, Catalog.installed(rules.deny, rules.require), args)
 
 
-def _report(loaded: "LoadedRecipe", catalog: "Catalog", as_json: bool) -> int:
+def _report(loaded: "LoadedRecipe", catalog: "Catalog", args: argparse.Namespace) -> int:
     """Print the plan of a recipe; 1 if it has any problem."""
+    from rlcore.cli.processes import planned, process_facts, process_lines, process_records
     from rlcore.config.checks import check
     from rlcore.layout import summary
     from rlcore.layout.model import place_loaded
+    from rlcore.layout.seats import check_seats
     from rlcore.layout.server_rules import check_servers
 
     placed, misplaced = place_loaded(loaded, catalog)
-    unserved = check_servers(loaded, placed.spec if placed else None)
+    unserved = [*check_servers(loaded, placed.spec if placed else None), *check_seats(loaded)]
     problems = list(dict.fromkeys([*check(loaded, catalog), *misplaced, *unserved]))
+    placement = None if problems else planned(loaded, placed)
     near, balanced = _offers(loaded, catalog, placed, misplaced)
     length = loaded.recipe.rollout.max_response_tokens
     sections = {
@@ -59,16 +63,18 @@ def _report(loaded: "LoadedRecipe", catalog: "Catalog", as_json: bool) -> int:
         "layout": summary.layout_facts(placed, length) if placed else [],
         "groups": summary.group_facts(placed.layout) if placed else [],
         "servers": _servers(loaded),
+        "processes": process_facts(placement) if placement else [],
         "nearest layouts that work": summary.nearest_facts(loaded.recipe.parallel, near),
         "better balanced stages, by the dearest": summary.balanced_facts(loaded.recipe.parallel, balanced),
     }
     notes = _notes(loaded)
-    if as_json:
+    if args.json:
         print_json(
             {
                 "recipe": loaded.recipe.model_dump(mode="json"),
                 **{name: dict(sections[name]) for name in ("plugins", "batches", "layout", "servers")},
                 **(summary.record(placed, length) if placed else {}),
+                **(process_records(placement) if placement else {}),
                 "nearest": [parallel.model_dump() for parallel in near],
                 "balanced": [one.parallel.model_dump() | {"dearest": one.dearest} for one in balanced],
                 "notes": _records(notes),
@@ -76,6 +82,8 @@ def _report(loaded: "LoadedRecipe", catalog: "Catalog", as_json: bool) -> int:
             }
         )
     else:
+        if placement and args.processes:
+            print("\n".join(process_lines(placement)) + "\n")
         _print(loaded, sections, notes, problems)
     return int(bool(problems))
 

@@ -2,9 +2,13 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlcore.cli import running
 from rlcore.errors import fail
+
+if TYPE_CHECKING:
+    from rlcore.config.load import LoadedRecipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
     if args.cluster != "local":
         raise fail(f"--cluster {args.cluster}", "a cluster is not built yet", "--cluster local")
     loaded = running.load(args)
+    if args.dry_run:
+        _print_processes(loaded)
     running.quiet_libraries()
     from rlcore.controller.preparation import prepare
     from rlcore.controller.run_start import RunPlace
@@ -41,6 +47,18 @@ def run(args: argparse.Namespace) -> int:
         _print_results(place.path)
         print(f"report: {write_report(place.path)}")
     return status
+
+
+def _print_processes(loaded: "LoadedRecipe") -> None:
+    """Every process that the run would start, also where something is still missing for it."""
+    from rlcore.cli.processes import planned, process_lines
+    from rlcore.layout.model import place_loaded
+    from rlcore.registry import Catalog
+
+    rules = loaded.recipe.plugins
+    placed, _ = place_loaded(loaded, Catalog.installed(rules.deny, rules.require))
+    if placement := planned(loaded, placed):
+        print("\n".join(process_lines(placement)), flush=True)
 
 
 def _print_results(run: Path) -> None:

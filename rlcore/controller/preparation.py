@@ -19,6 +19,7 @@ from rlcore.data.tokenizer import load_tokenizer, stop_token_ids
 from rlcore.errors import Problem, RlcoreError, fail, raise_if_any
 from rlcore.layout.model import place_loaded
 from rlcore.layout.plan import Layout
+from rlcore.layout.seats import check_seats
 from rlcore.layout.server_rules import check_servers
 from rlcore.registry import Catalog
 
@@ -53,7 +54,7 @@ def prepare(loaded: LoadedRecipe, command: str) -> Prepared:
     catalog = Catalog.installed(recipe.plugins.deny, recipe.plugins.require)
     placed, misplaced = place_loaded(loaded, catalog)
     problems = [*check(loaded, catalog), *misplaced, *check_servers(loaded, placed.spec if placed else None)]
-    problems += [*unbuilt(loaded), *_missing_section(recipe, command)]
+    problems += [*check_seats(loaded), *unbuilt(loaded), *_missing_section(recipe, command)]
     raise_if_any(dict.fromkeys(problems))
     assert placed is not None, "only a recipe with problems has no layout"
     checkpoint = _checkpoint_folder(recipe)

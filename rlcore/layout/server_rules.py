@@ -89,7 +89,7 @@ def _deepep(group: Servers) -> Iterator[Problem]:
         near = [str(size) for size in _DEEPEP_RANKS if size <= group.ep][-1:]
         near += [str(size) for size in _DEEPEP_RANKS if size > group.ep][:1]
         message = f"DeepEP has no settings for {group.ep} ranks that share experts, and for at most 160"
-        yield Problem(_size_key(group), message, f"servers of {' or '.join(near)} GPUs")
+        yield Problem(group.size_key, message, f"servers of {' or '.join(near)} GPUs")
 
 
 def _drafts(group: Servers) -> Iterator[Problem]:
@@ -110,8 +110,3 @@ def _experts(group: Servers, experts: int) -> Iterator[Problem]:
         message = f"{held} do not spread evenly over {ep} ranks"
         remedy = f"ep_num_redundant_experts: {-experts % ep}"
         yield Problem(group.place("ep_num_redundant_experts" if copies else "ep_size"), message, remedy)
-
-
-def _size_key(group: Servers) -> str:
-    whole = group.key == "rollout.sglang"
-    return "rollout.gpus_per_engine" if whole else f"{group.key}.num_gpus_per_engine"

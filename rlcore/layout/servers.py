@@ -66,6 +66,12 @@ class Servers:
         backend = self.value("moe_a2a_backend") or "none"
         return "" if backend == "none" else str(backend)
 
+    @property
+    def size_key(self) -> str:
+        """The recipe's key of a server's GPUs."""
+        whole = self.key == "rollout.sglang"
+        return "rollout.gpus_per_engine" if whole else f"{self.key}.num_gpus_per_engine"
+
     def value(self, name: str) -> Any:
         """A field of ServerArgs by its earlier or later name; None where the recipe leaves it open."""
         args = self.args
