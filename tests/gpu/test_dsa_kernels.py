@@ -25,7 +25,7 @@ WIDTHS = (512, 64)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("kind", CHOICES)
 def test_attention_and_its_gradients_are_those_of_the_reference(kind, dtype, heads):
-    index = choices(kind, queries=2200, keys=4096, chosen=2048)[-256:]
+    index = choices(kind, queries=256, keys=4096, chosen=2048)
     inputs = *drawn_attention(index, 4096, heads, WIDTHS, dtype), index
     expected = attended("reference", *inputs, device="cuda")
     for got, want in zip(attended("triton", *inputs, device="cuda"), expected, strict=True):

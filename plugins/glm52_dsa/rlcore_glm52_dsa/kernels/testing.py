@@ -20,15 +20,15 @@ CHOICES = ("distinct", "repeated", "without any", "with holes")
 
 
 def choices(kind: str, queries: int, keys: int, chosen: int) -> Tensor:
-    """Places of chosen keys, int32 [queries, chosen], as many as queries at the start of a sequence have.
+    """Places of chosen keys, int32 [queries, chosen]. The first third of queries see few: 1, 2, 3 and so on.
 
-    Beside distinct ones: each named twice; a third of the queries without any; none in the first half, or in
-    every third slot after it.
+    Beside distinct ones: each named twice; every third query without any; none in the first half, or in every
+    third slot after it.
     """
     generator = torch.Generator().manual_seed(0)
     index_tk = torch.rand(queries, keys, generator=generator).argsort(1)[:, :chosen].int()
-    slot_k = torch.arange(chosen)
-    index_tk[slot_k > torch.arange(queries)[:, None]] = -1
+    slot_k, row_t1 = torch.arange(chosen), torch.arange(queries)[:, None]
+    index_tk[(slot_k > row_t1) & (row_t1 < queries // 3)] = -1
     if kind == "repeated":
         index_tk[:, chosen // 2 :] = index_tk[:, : chosen - chosen // 2]
     elif kind == "without any":
