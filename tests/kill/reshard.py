@@ -38,8 +38,8 @@ OBJECTIVE = PolicyObjective(clip.policy_loss(ClipOptions()), Algorithm())
 
 DENSE = ("DP1", "TP2", "PP2", "DP2", "CP2", "PP2xVPP2", "TP2xPP2")
 EXPERTS = ("DP1", "PP2", "EP2", "TP2xETP2", "TP2xEP2")
-LATENT = ("DP1", "TP2xPP2xEP2")
-CHOSEN = {"GLM-4": DENSE, "Megatron MoE": EXPERTS, "GLM-4.7-Flash": LATENT}
+PUBLISHED = ("DP1", "PP2xVPP2", "CP2xEP2", "TP2xPP2xEP2")
+CHOSEN = {"GLM-4": DENSE, "Megatron MoE": EXPERTS, "GLM-4.5": PUBLISHED, "GLM-4.7-Flash": PUBLISHED}
 
 
 def trainer_of(folder: Path, family: Family, layout: Layout, state: Path | None = None) -> Trainer:
