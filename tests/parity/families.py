@@ -128,6 +128,7 @@ class Layout:
 class Family:
     """A model family: its name, the config.json of a tiny model, spec and bridge of its plugin, its layouts.
 
+    `limit` is what rounding explains of max |Δg| / max |g|, of the gradient's norm and of the loss.
     `seed` draws weights for which no choice is a near-tie; `margins` tell how near to one choices came.
     """
 
@@ -137,6 +138,7 @@ class Family:
     make_bridge: Callable[[ModelSpec], WeightBridge]
     layouts: tuple[Layout, ...]
     seed: int = 1
+    limit: float = 2e-6
     margins: tuple[Callable[[], AbstractContextManager[list[float]]], ...] = (choice_margins,)
 
     def spec(self, layout: Layout) -> ModelSpec:
@@ -204,6 +206,13 @@ SPARSE_ATTENTION = (
     Layout("CP2xEP2"),
     Layout("TP2xCP2xEP2"),
 )
+LEARNING_INDEXERS = (
+    Layout("DP2"),
+    Layout("TP2"),
+    Layout("PP2xVPP2", recompute=True),
+    Layout("CP2", PACKED, "contiguous"),
+    Layout("TP2xPP2xEP2", recompute=True),
+)
 
 FAMILIES = (
     Family("GLM-4", GLM4, glm4_spec, glm4_bridge, DENSE),
@@ -217,6 +226,18 @@ FAMILIES = (
         dsa_bridge,
         SPARSE_ATTENTION,
         seed=24,
+        margins=(choice_margins, selection_margins),
+    ),
+    Family(
+        "GLM-5.2, indexers",
+        GLM52,
+        lambda hf_config: dsa_spec(hf_config).chosen({"indexer": {"train": "kl", "coefficient": 1.0}}),
+        dsa_bridge,
+        LEARNING_INDEXERS,
+        seed=24,
+        # Indexers learn from how far two distributions are apart, and these are all but equal: a last digit of
+        # the latents, changed at random in one process, changes their gradients by 7e-6.
+        limit=2e-5,
         margins=(choice_margins, selection_margins),
     ),
 )

@@ -37,7 +37,8 @@ SEED = 1
 class Outcome:
     """A layout's gradient, its norm and its loss against those of one process; `seconds` is wall time.
 
-    `worst` is the parameter furthest off; `error` says why there are no numbers.
+    `limit` is what rounding explains of each, `worst` the parameter furthest off; `error` says why there are no
+    numbers.
     """
 
     family: str
@@ -46,6 +47,7 @@ class Outcome:
     grad_norm_rel_diff: float = float("inf")
     loss_diff: float = float("inf")
     seconds: float = 0.0
+    limit: float = 0.0
     worst: str = ""
     error: str = ""
 
@@ -97,6 +99,7 @@ def compare(folder: Path, family: Family, layout: Layout) -> Outcome | None:
         grad_norm_rel_diff=abs(measured.norm / reference.norm - 1),
         loss_diff=abs(measured.loss - reference.loss),
         seconds=round(time.monotonic() - start, 2),
+        limit=family.limit,
         worst=worst,
     )
 
