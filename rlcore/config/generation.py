@@ -99,6 +99,8 @@ class SGLang(Section):
         | None
     ) = None
     """Server groups (`sglang: [{name, server_groups: …}]`), inline or as a file."""
+    lost_after: PositiveFloat = 60.0
+    """Seconds that a server may take to say how it is; then it is started anew, and others get its requests."""
     urls: list[str] = []
     """Running servers to attach to instead of launching any."""
     router: bool = True

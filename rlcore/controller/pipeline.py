@@ -191,7 +191,9 @@ class Continuous:
         self._sync = sync
 
     async def take(self, step: int) -> Rollout:
-        await self._sync()
+        # Should the sync fail and be repeated, requests that it has cost wait until the engine is whole again.
+        with self._stream.held():
+            await self._sync()
         version = step - 1
         steps = min(self._settings.max_staleness + 1, self._total_steps - version)
         self._stream.allow(steps * self._settings.prompts_per_step)

@@ -28,15 +28,19 @@ async def running_servers(prepared: Prepared, logs: Path) -> AsyncIterator[SGLan
     """
     checkpoint = Path(prepared.recipe.rollout.checkpoint or prepared.checkpoint).expanduser().resolve()
     with TemporaryDirectory(prefix="rlcore-weights-") as scratch, ExitStack() as ends:
-        urls, router = list(prepared.recipe.rollout.sglang.urls), None
+        settings = prepared.recipe.rollout.sglang
+        urls, router, servers = list(settings.urls), None, {}
         if not urls:
-            urls = await _launch(prepared, checkpoint, logs, ends)
+            servers = await _launch(prepared, checkpoint, logs, ends)
+            urls = list(servers)
             router = await _launch_router(prepared, urls, logs, ends)
         engine = await open_engine(
             urls,
             disk_updates(Path(scratch, "weights"), checkpoint),
             vocab_size=prepared.model.spec.vocab_size,
             router=router,
+            processes=servers,
+            lost_after=settings.lost_after,
         )
         try:
             yield engine
@@ -44,8 +48,10 @@ async def running_servers(prepared: Prepared, logs: Path) -> AsyncIterator[SGLan
             await engine.close()
 
 
-async def _launch(prepared: Prepared, checkpoint: Path, logs: Path, ends: ExitStack) -> list[str]:
-    """Start all servers at once and wait for them; returns their URLs."""
+async def _launch(
+    prepared: Prepared, checkpoint: Path, logs: Path, ends: ExitStack
+) -> dict[str, ServerProcess]:
+    """Start all servers at once and wait for them; returns them by URL."""
     recipe = prepared.recipe
     known = serving_arguments(recipe.rollout.sglang.python)
     places = [ServerPlace(HOST, free_port()) for _ in range(max(1, recipe.rollout.num_gpus))]
@@ -55,7 +61,7 @@ async def _launch(prepared: Prepared, checkpoint: Path, logs: Path, ends: ExitSt
         servers.append(ServerProcess(command, logs / f"sglang-{index}.log"))
         ends.callback(servers[-1].stop)
     await asyncio.gather(*(server.wait_healthy() for server in servers))
-    return [server.url for server in servers]
+    return {server.url: server for server in servers}
 
 
 async def _launch_router(prepared: Prepared, urls: list[str], logs: Path, ends: ExitStack) -> str | None:

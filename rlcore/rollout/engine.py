@@ -65,6 +65,10 @@ class Delta:
     selections: Sequence[int] = ()
 
 
+class LostError(Exception):
+    """A request or an update was lost with whoever had it; asked again, it may succeed."""
+
+
 class WeightUpdate(Protocol):
     """An open weight update. Leaving its context commits; an exception rolls back to the old weights."""
 

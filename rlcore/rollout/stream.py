@@ -8,6 +8,7 @@ bounds the age of every token, and nothing has to be thrown away.
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from itertools import takewhile
 from typing import Any
 
@@ -56,6 +57,10 @@ class Stream:
         self._dropped: Counter[str] = Counter()
         self._error: BaseException | None = None
         self._moved = asyncio.Event()
+
+    def held(self) -> AbstractContextManager[None]:
+        """Ask the engine for nothing new inside; what runs goes on."""
+        return self._responder.held()
 
     def allow(self, groups: int) -> None:
         """Let so many groups stand in line, those included that stand there."""

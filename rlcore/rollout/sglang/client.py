@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from rlcore.errors import fail
-from rlcore.rollout.engine import Health, PauseMode, Request
+from rlcore.rollout.engine import Health, LostError, PauseMode, Request
 from rlcore.rollout.sglang.answer import Answer, version_number
 
 CONNECT_SECONDS = 10.0
@@ -28,7 +28,7 @@ SILENCE_SECONDS = 1800.0
 PART_TOKENS = 32
 
 
-class ServerLost(Exception):
+class ServerLost(LostError):
     """A server did not answer in time, broke the connection, or says that it is broken."""
 
 

@@ -6,16 +6,20 @@ server may die is the fleet's.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 from rlcore.errors import RlcoreError, fail
 from rlcore.rollout.engine import Delta, FinishReason, Health, PauseMode, Request, WeightUpdate
 from rlcore.rollout.sglang.answer import Answer
 from rlcore.rollout.sglang.client import Client, ServerInfo, ServerLost
+from rlcore.rollout.sglang.fleet import Fleet
+from rlcore.rollout.sglang.server import ServerProcess
+
+T = TypeVar("T")
 
 # A request that an abort did not reach in this time is ended on this side, with what has come so far.
 ABORT_SECONDS = 20.0
@@ -33,10 +37,11 @@ Updates = Callable[[Sequence[Client], int], AbstractAsyncContextManager[ServedUp
 
 @dataclass(eq=False)
 class Flight:
-    """A request under way at a worker, under a name of its own there."""
+    """A request under way, through `gate`, under a name of its own there; `worker` is the one it counts for."""
 
     request: Request
     worker: Client
+    gate: Client
     answer: Answer = field(default_factory=Answer)
     inbox: "asyncio.Queue[Delta | Exception]" = field(default_factory=asyncio.Queue)
     # Servers abort every request whose name begins with the one given: all names begin with a different one.
@@ -64,14 +69,19 @@ class SGLangEngine:
     """
 
     def __init__(
-        self, workers: Sequence[Client], updates: Updates, *, vocab_size: int, router: Client | None = None
+        self, fleet: Fleet, updates: Updates, *, vocab_size: int, router: Client | None = None
     ) -> None:
-        """`workers` have been described. Requests go through `router` if there is one, all else straight."""
-        self.workers = tuple(workers)
-        self.capabilities = _capabilities([worker.info for worker in workers])
+        """Requests go through `router` if there is one, all else straight to the workers of the fleet.
+
+        A router knows no weight versions: once it, or a server, is lost, requests go straight, too.
+        """
+        self._fleet = fleet
+        self._fleet.on_lost = self._lose
+        self.capabilities = _capabilities([worker.info for worker in fleet.serving])
         self._updates = updates
         self._vocab_size = vocab_size
         self._router = router
+        self._is_routed = router is not None
         self._flights: dict[str, Flight] = {}
         self._version = 0
         # Names the prefixes that requests may share; servers may have cached some before this engine came.
@@ -84,13 +94,20 @@ class SGLangEngine:
     def version(self) -> int:
         return self._version
 
+    @property
+    def workers(self) -> Sequence[Client]:
+        """Those that have the current weights."""
+        return self._fleet.serving
+
     async def generate(self, request: Request) -> AsyncIterator[Delta]:
         """See `Engine.generate`. Raises RlcoreError for a request that is refused, ServerLost if it is lost."""
         self._check(request)
         if finish := _finished(request):
             yield Delta([], [], [], finish)
             return
-        flight = self._flights[request.id] = Flight(request, self._choose(request))
+        worker = self._choose(request)
+        gate = self._router if self._router and self._is_routed else worker
+        flight = self._flights[request.id] = Flight(request, worker, gate)
         flight.task = asyncio.create_task(self._fly(flight))
         try:
             while True:
@@ -110,7 +127,7 @@ class SGLangEngine:
         if not flights:
             return
         rids = None if len(flights) == len(self._flights) else [flight.rid for flight in flights]
-        await self._all(worker.abort(rids) for worker in self.workers)
+        await self._all(lambda worker: worker.abort(rids))
         tasks = [flight.task for flight in flights if flight.task]
         # What is held in place answers only when it is let go.
         await asyncio.wait(tasks, timeout=0 if self._paused == "in_place" else ABORT_SECONDS)
@@ -119,24 +136,27 @@ class SGLangEngine:
     async def pause(self, mode: PauseMode = "retract") -> None:
         """Hold all workers. "retract" frees their caches of running requests, "abort" ends these."""
         self._paused = mode
-        await self._all(worker.pause(mode) for worker in self.workers)
+        await self._all(lambda worker: worker.pause(mode))
 
     async def resume(self) -> None:
         self._paused = None
-        await self._all(worker.resume() for worker in self.workers)
+        await self._all(lambda worker: worker.resume())
 
     @asynccontextmanager
     async def weight_update(self, version: int) -> AsyncIterator[WeightUpdate]:
         """See `Engine.weight_update`; nothing is generated until it is committed on every server."""
         if not self._paused:
-            await self._all(worker.pause("in_place") for worker in self.workers)
+            await self._all(lambda worker: worker.pause("in_place"))
         await self._occupy("weights")
         update: ServedUpdate | None = None
+        updated = self._fleet.begin_update()
         try:
-            async with self._updates(self.workers, version) as update:
+            async with self._updates(updated, version) as update:
                 yield update
-            await self._all(worker.set_version(version) for worker in self.workers)
+            self._fleet.end_update(updated)
+            await self._all(lambda worker: worker.set_version(version))
         except BaseException as error:
+            await self._fleet.give_up_update(updated)
             if update and update.torn:
                 self._torn = f"the update to weights of version {version} failed halfway: {error}"
                 await self._cut(self._flights.values())
@@ -146,19 +166,19 @@ class SGLangEngine:
         self._version, self._torn, self._cache = version, "", uuid4().hex
         if self._paused in ("retract", "abort"):
             # What retracted requests had computed would be found again, under the prefix that they bring along.
-            await self._all(worker.flush() for worker in self.workers)
+            await self._all(lambda worker: worker.flush())
         await self._go_on()
 
     async def _go_on(self) -> None:
         """Let servers generate again, unless they are held or have no memory to do it in."""
         if not self._paused:
-            await self._all(worker.resume() for worker in self.workers)
+            await self._all(lambda worker: worker.resume())
 
     async def flush(self) -> None:
         """See `Engine.flush`: what is cached is never looked at again, and freed where nothing runs."""
         self._cache = uuid4().hex
         if not self._flights:
-            await self._all(worker.flush() for worker in self.workers)
+            await self._all(lambda worker: worker.flush())
 
     async def sleep(self) -> None:
         """Have the servers release weights and cache; running requests are computed anew after `wake`.
@@ -166,7 +186,7 @@ class SGLangEngine:
         The weights are gone: an update has to come before `wake`.
         """
         await self.pause("retract")
-        await self._all(worker.release_memory() for worker in self.workers)
+        await self._all(lambda worker: worker.release_memory())
         self._released = {"weights", "kv_cache", "cuda_graph"}
 
     async def wake(self) -> None:
@@ -174,15 +194,17 @@ class SGLangEngine:
         await self.resume()
 
     async def health(self) -> Health:
-        """All workers together. Raises ServerLost if one does not answer."""
-        found = await self._all(worker.health() for worker in self.workers)
+        """All workers together. Raises RlcoreError if none is left."""
+        found = await self._all(lambda worker: worker.health())
         running, queued = sum(one.running for one in found), sum(one.queued for one in found)
         return Health(not self._torn, min(one.version for one in found), running, queued, self._torn)
 
     async def close(self) -> None:
-        """End every request as aborted; servers stay as they are."""
+        """End every request as aborted, and the servers that were launched for it; others stay as they are."""
         await self._cut(self._flights.values())
-        await asyncio.gather(*(client.close() for client in (*self.workers, self._router) if client))
+        await self._fleet.close()
+        if self._router:
+            await self._router.close()
 
     def _check(self, request: Request) -> None:
         place = f"request {request.id}"
@@ -198,26 +220,46 @@ class SGLangEngine:
 
     def _choose(self, request: Request) -> Client:
         """The worker that has the group's prompt, unless it is full; else the one with the most room."""
+        self._fleet.check()
         loads = Counter(flight.worker for flight in self._flights.values())
         fill = {worker: loads[worker] / worker.info.capacity for worker in self.workers}
         group = (flight for flight in self._flights.values() if flight.request.key[0] == request.key[0])
         home = next(group, None)
-        if home and fill[home.worker] < 1:
+        if home and fill.get(home.worker, 1) < 1:
             return home.worker
         return min(self.workers, key=fill.__getitem__)
 
     async def _fly(self, flight: Flight) -> None:
         """Read an answer to its end into the flight's inbox."""
-        request, gate = flight.request, self._router or flight.worker
+        request = flight.request
         try:
-            async for answer in gate.generate(request, rid=flight.rid, cache=self._cache):
+            async for answer in flight.gate.generate(request, rid=flight.rid, cache=self._cache):
                 flight.answer = answer
                 if request.stream or answer.finish:
                     flight.deliver()
-        except (RlcoreError, ServerLost) as error:
+        except RlcoreError as error:
             flight.inbox.put_nowait(error)
+        except ServerLost as error:
+            # What has come is kept: whoever asks again goes on after it.
+            flight.deliver()
+            flight.inbox.put_nowait(error)
+            if flight.gate is self._router:
+                self._is_routed = False
+            self._fleet.suspect(flight.worker)
         finally:
             self._flights.pop(request.id, None)
+
+    def _lose(self, worker: Client, why: str) -> None:
+        """Have the requests of a lost server asked again elsewhere; each keeps what has come.
+
+        Where a router has put which request, nobody knows: all that are through it are asked again.
+        """
+        self._is_routed = False
+        for flight in list(self._flights.values()):
+            if flight.gate in (worker, self._router) and flight.task and not flight.task.done():
+                flight.task.cancel()
+                flight.deliver()
+                flight.inbox.put_nowait(ServerLost(why))
 
     async def _cut(self, flights: Iterable[Flight]) -> None:
         """End these on this side, each with what has come; the server notices that nobody listens."""
@@ -231,23 +273,34 @@ class SGLangEngine:
 
     async def _occupy(self, *kinds: str) -> None:
         if back := sorted(self._released.intersection(kinds)):
-            await self._all(worker.occupy_memory(back) for worker in self.workers)
+            await self._all(lambda worker: worker.occupy_memory(back))
             self._released -= set(back)
 
-    async def _all(self, calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-        return await asyncio.gather(*calls)
+    async def _all(self, call: Callable[[Client], Coroutine[Any, Any, T]]) -> list[T]:
+        return await self._fleet.each(call)
 
 
 async def open_engine(
-    urls: Sequence[str], updates: Updates, *, vocab_size: int, router: str | None = None
+    urls: Sequence[str],
+    updates: Updates,
+    *,
+    vocab_size: int,
+    router: str | None = None,
+    processes: Mapping[str, ServerProcess] | None = None,
+    lost_after: float = 60.0,
 ) -> SGLangEngine:
-    """An engine on servers that run already. Raises ServerLost for one that does not answer."""
+    """An engine on servers that run already, watched until it is closed; see `Fleet` for `processes`.
+
+    Raises ServerLost for one that does not answer.
+    """
     workers = [Client(url) for url in urls]
     await asyncio.gather(*(worker.describe() for worker in workers))
     gate = Client(router) if router else None
     if gate:
         gate.info = workers[0].info
-    return SGLangEngine(workers, updates, vocab_size=vocab_size, router=gate)
+    fleet = Fleet(workers, processes, lost_after)
+    fleet.start_watching()
+    return SGLangEngine(fleet, updates, vocab_size=vocab_size, router=gate)
 
 
 def _capabilities(infos: Sequence[ServerInfo]) -> frozenset[str]:

@@ -1,0 +1,148 @@
+"""The servers of an engine as far as they live: who is asked, who is lost, and who comes back.
+
+A server that dies or hangs leaves the fleet, and its requests are lost, to be asked again elsewhere. One that
+was launched here is started anew, and waits: it has old weights until the next update reaches it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from rlcore.errors import RlcoreError, fail
+from rlcore.rollout.sglang.client import Client, ServerLost
+from rlcore.rollout.sglang.server import ServerProcess
+
+T = TypeVar("T")
+
+LOOK_SECONDS = 5.0
+logger = logging.getLogger(__name__)
+
+
+class Fleet:
+    """Servers by what may be asked of them: `serving` have the newest weights, `joining` wait for some.
+
+    `lost_after` are the seconds that a server may take to say how it is. `on_lost` is told who is lost and why.
+    """
+
+    def __init__(
+        self,
+        workers: Sequence[Client],
+        processes: Mapping[str, ServerProcess] | None = None,
+        lost_after: float = 60.0,
+    ) -> None:
+        """`workers` have been described; `processes` are those launched here, by URL."""
+        self.serving = list(workers)
+        self.joining: list[Client] = []
+        self.on_lost: Callable[[Client, str], None] = lambda worker, why: None
+        self._processes = dict(processes or {})
+        self._lost_after = lost_after
+        self._updating = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def each(self, call: Callable[[Client], Awaitable[T]]) -> list[T]:
+        """Call all that serve; who does not answer leaves. Raises as they do, RlcoreError if nobody is left."""
+        asked = tuple(self.serving)
+        answers = await asyncio.gather(*(call(worker) for worker in asked), return_exceptions=True)
+        for worker, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, ServerLost):
+                self.lose(worker, str(answer))
+            elif isinstance(answer, BaseException):
+                raise answer
+        self.check()
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+    def check(self) -> None:
+        """Raise RlcoreError if nobody is left to be asked."""
+        if not self.serving:
+            remedy = "look into its log, then resume the run: it starts its servers anew"
+            raise fail("rollout", "no SGLang server is left that has the current weights", remedy)
+
+    def lose(self, worker: Client, why: str) -> None:
+        """Ask this one no more, and start it anew if it was launched here."""
+        if worker not in (*self.serving, *self.joining):
+            return
+        self.serving = [one for one in self.serving if one is not worker]
+        self.joining = [one for one in self.joining if one is not worker]
+        logger.warning("SGLang server lost: %s", why)
+        self.on_lost(worker, why)
+        self._begin(self._replace(worker))
+
+    def suspect(self, worker: Client) -> None:
+        """Ask this one how it is, now."""
+        self._begin(self._examine(worker))
+
+    def begin_update(self) -> list[Client]:
+        """Who is to have new weights. Loading keeps them busy: they are left alone until the update ends."""
+        self._updating = True
+        return [*self.serving, *self.joining]
+
+    async def give_up_update(self, updated: Sequence[Client]) -> None:
+        """The update has failed: find out who is lost."""
+        self._updating = False
+        await asyncio.gather(*(self._examine(worker) for worker in updated))
+
+    def end_update(self, updated: Sequence[Client]) -> None:
+        """All of them that live have the newest weights, and serve from here on."""
+        self._updating = False
+        living = [worker for worker in updated if worker in (*self.serving, *self.joining)]
+        self.serving = living
+        self.joining = [worker for worker in self.joining if worker not in living]
+
+    def start_watching(self) -> None:
+        """Look after the servers until `close`."""
+        self._begin(self._watch())
+
+    async def close(self) -> None:
+        """End what was launched here, and let go of the rest."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+        for process in self._processes.values():
+            process.stop()
+        await asyncio.gather(*(worker.close() for worker in (*self.serving, *self.joining)))
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(min(LOOK_SECONDS, self._lost_after))
+            for worker in (*self.serving, *self.joining):
+                if (process := self._processes.get(worker.url)) and not process.alive:
+                    self.lose(worker, f"{worker.url} has ended; the end of {process.log} may say why")
+            if not self._updating:
+                await asyncio.gather(*(self._examine(one) for one in (*self.serving, *self.joining)))
+
+    async def _examine(self, worker: Client) -> None:
+        try:
+            async with asyncio.timeout(self._lost_after):
+                await worker.health()
+        except TimeoutError:
+            # An update may have begun meanwhile: what loads weights says nothing.
+            if not self._updating:
+                self.lose(worker, f"{worker.url} has not answered for {self._lost_after:g} s")
+        except (ServerLost, RlcoreError) as error:
+            self.lose(worker, str(error))
+
+    async def _replace(self, worker: Client) -> None:
+        """Let go of a lost server; start it again where it was launched here."""
+        # Ends every call that still waits for it.
+        await worker.close()
+        process = self._processes.get(worker.url)
+        if process is None:
+            return
+        process.stop()
+        process = self._processes[worker.url] = ServerProcess(process.command, process.log)
+        try:
+            await process.wait_healthy()
+            newcomer = Client(worker.url)
+            await newcomer.describe()
+        except (ServerLost, RlcoreError) as error:
+            logger.warning("SGLang server does not come back: %s", error)
+        else:
+            logger.warning("SGLang server at %s is back, and serves from the next weights on", worker.url)
+            self.joining.append(newcomer)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

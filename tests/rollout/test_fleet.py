@@ -1,0 +1,261 @@
+"""An SGLang engine on servers that misbehave.
+
+They are stand-ins that speak HTTP like it and count instead of thinking: faults of real ones cannot be ordered.
+"""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from rlcore.config.generation import Sampling
+from rlcore.data.sample import Sample, Status
+from rlcore.errors import RlcoreError
+from rlcore.rollout import responses
+from rlcore.rollout.responses import Responder
+from rlcore.rollout.sglang import fleet
+from rlcore.rollout.sglang.client import Client, ServerLost
+from rlcore.rollout.sglang.engine import SGLangEngine
+from rlcore.rollout.sglang.fleet import Fleet
+
+NEW = 12
+SAMPLING = Sampling(max_response_tokens=NEW)
+
+
+class Counter:
+    """A server whose every token is the number of tokens before it. `fault` says what happens at its fourth."""
+
+    def __init__(self, fault=None):
+        self.fault = fault
+        self.version = 0
+        self.asked = []
+        self.is_hanging = self.refuses_weights = False
+        app = web.Application(middlewares=[self._stall])
+        posts = ["abort_request", "pause_generation", "continue_generation", "flush_cache"]
+        app.add_routes([web.post(f"/{route}", self._good) for route in posts])
+        app.add_routes(
+            [
+                web.get("/v1/loads", self._loads),
+                web.get("/model_info", self._model),
+                web.post("/generate", self._generate),
+                web.post("/update_weight_version", self._number),
+                web.post("/load", self._load),
+            ]
+        )
+        self.server = TestServer(app)
+
+    @web.middleware
+    async def _stall(self, request, handler):
+        while self.is_hanging:
+            await asyncio.sleep(0.01)
+        return await handler(request)
+
+    async def _good(self, request):
+        return web.json_response({"success": True})
+
+    async def _loads(self, request):
+        return web.json_response({"loads": [{"num_running_reqs": 0, "num_waiting_reqs": 0}]})
+
+    async def _model(self, request):
+        return web.json_response({"weight_version": str(self.version)})
+
+    async def _number(self, request):
+        self.version = int((await request.json())["new_version"])
+        return await self._good(request)
+
+    async def _load(self, request):
+        if self.fault == "dies":
+            request.transport.abort()
+            await self.server.close()
+        return await self._good(request)
+
+    async def _generate(self, request):
+        body = await request.json()
+        given, wanted = len(body["input_ids"]), body["sampling_params"]["max_new_tokens"]
+        self.asked.append(given)
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await answer.prepare(request)
+        for made in range(1, wanted + 1):
+            if made == 4 and self.fault:
+                await self._misbehave(request, answer)
+            await answer.write(self._part(given + made - 1, made, wanted))
+            await asyncio.sleep(0)
+        await answer.write_eof()
+        return answer
+
+    def _part(self, token, made, wanted):
+        meta = {
+            "id": "any",
+            "completion_tokens": made,
+            "weight_version": str(self.version),
+            "output_token_logprobs": [[-1.0, token, None]],
+            "finish_reason": {"type": "length"} if made == wanted else None,
+        }
+        return b"data: " + json.dumps({"meta_info": meta}).encode() + b"\n\n"
+
+    async def _misbehave(self, request, answer):
+        if self.fault == "breaks":
+            self.fault = None
+            error = {"error": {"code": 500, "message": "out of memory"}}
+            await answer.write(b"data: " + json.dumps(error).encode() + b"\n\n")
+        elif self.fault == "dies":
+            request.transport.abort()
+            await self.server.close()
+        elif self.fault == "hangs":
+            self.is_hanging = True
+            await asyncio.Event().wait()
+        elif self.fault == "is slow":
+            await asyncio.sleep(0.3)
+
+
+class Loading:
+    """A transport of nothing, which every server has to acknowledge."""
+
+    torn = False
+
+    async def send(self, bucket):
+        pass
+
+
+@asynccontextmanager
+async def loading(workers, version):
+    yield Loading()
+    await asyncio.gather(*(worker.post("/load") for worker in workers))
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(responses, "BACKOFF_SECONDS", 0.02)
+    monkeypatch.setattr(fleet, "LOOK_SECONDS", 0.05)
+
+
+@asynccontextmanager
+async def serving(*servers, router=None, lost_after=30.0):
+    """An engine on these, through a router where one is given, and its fleet."""
+    for server in (*servers, router) if router else servers:
+        await server.server.start_server()
+    made = Fleet([Client(str(server.server.make_url("/"))) for server in servers], lost_after=lost_after)
+    made.start_watching()
+    gate = Client(str(router.server.make_url("/"))) if router else None
+    engine = SGLangEngine(made, loading, vocab_size=1000, router=gate)
+    try:
+        yield engine, made
+    finally:
+        for server in servers:
+            server.is_hanging = False
+        await engine.close()
+        await asyncio.gather(*(server.server.close() for server in servers))
+
+
+async def respond(engine, count=4):
+    """Answer `count` samples of one group; returns them and what went wrong."""
+    responder = Responder(engine, Letters(), stop_token_ids=[], seed=0, retries=2)
+    group = [Sample("", index=i, prompt_tokens=[7, 7, 7]) for i in range(count)]
+    errors = await responder.respond(group, SAMPLING, lambda tokens: None)
+    return group, errors
+
+
+class Letters:
+    def decode(self, tokens):
+        return "".join(map(chr, tokens))
+
+
+def assert_whole(group):
+    for sample in group:
+        assert sample.status is Status.TRUNCATED
+        assert sample.tokens == list(range(3, 3 + NEW))
+        assert len(sample.log_probs) == len(sample.versions) == NEW
+
+
+@pytest.mark.parametrize("fault", ["dies", "hangs"])
+def test_requests_of_a_server_that_dies_or_hangs_go_on_at_another_with_what_they_have(fault):
+    async def run():
+        bad, good = Counter(fault), Counter()
+        async with serving(bad, good, lost_after=0.5) as (engine, made):
+            group, errors = await respond(engine)
+            assert errors == []
+            assert_whole(group)
+            assert len(made.serving) == 1
+            # Three tokens had come from the first server.
+            assert 3 + 3 in good.asked
+            await respond(engine)
+            assert len(bad.asked) <= 4
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("fault", ["dies", "breaks"])
+def test_without_its_router_an_engine_asks_servers_themselves(fault):
+    async def run():
+        router, server = Counter(fault), Counter()
+        async with serving(server, router=router) as (engine, made):
+            group, errors = await respond(engine)
+            assert errors == []
+            assert_whole(group)
+            assert 3 + 3 in server.asked
+            assert len(made.serving) == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("fault", ["breaks", "is slow"])
+def test_a_server_that_only_stumbles_stays(fault):
+    async def run():
+        async with serving(Counter(fault)) as (engine, made):
+            group, errors = await respond(engine, count=1)
+            assert errors == []
+            assert_whole(group)
+            assert len(made.serving) == 1
+
+    asyncio.run(run())
+
+
+def test_where_no_server_is_left_a_plain_sentence_says_so():
+    async def run():
+        async with serving(Counter("dies")) as (engine, _):
+            _, errors = await respond(engine, count=1)
+            assert "no SGLang server is left that has the current weights" in errors[0]
+            with pytest.raises(RlcoreError, match="no SGLang server is left"):
+                await engine.pause()
+
+    asyncio.run(run())
+
+
+def test_a_server_that_dies_under_an_update_is_left_out_of_the_next():
+    async def run():
+        bad, good = Counter("dies"), Counter()
+        async with serving(bad, good) as (engine, made):
+            with pytest.raises(ServerLost):
+                await update(engine, 5)
+            assert len(made.serving) == 1
+            await update(engine, 5)
+            group, _ = await respond(engine)
+            assert_whole(group)
+            assert {version for sample in group for version in sample.versions} == {5}
+
+    asyncio.run(run())
+
+
+def test_a_newcomer_is_asked_for_nothing_before_it_has_the_newest_weights():
+    async def run():
+        old, new = Counter(), Counter()
+        async with serving(old, new) as (engine, made):
+            made.joining.append(made.serving.pop())
+            await respond(engine)
+            assert new.asked == []
+            await update(engine, 2)
+            group, _ = await respond(engine, count=100)
+            assert_whole(group)
+            assert new.asked
+            assert {version for sample in group for version in sample.versions} == {2}
+            assert new.version == old.version == 2
+
+    asyncio.run(run())
+
+
+async def update(engine, version):
+    async with engine.weight_update(version):
+        pass
