@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray._common.utils import get_default_system_temp_dir
 
+from rlcore.cluster.process_id import identify
 from rlcore.errors import fail
 from rlcore.telemetry.memory import descendants
 
@@ -20,9 +22,14 @@ _LONGEST_PARENT = 107 - 65 - len("/rlcore-12345678")
 
 
 class LocalRay:
-    """Started when made, ended by `stop`. `folder` is for files that live as long as it does."""
+    """A RayHome for ranks of so many CPU threads, and a GPU each where there are any; ended by `stop`.
 
-    def __init__(self, cpus: int, gpus: int) -> None:
+    Raises RlcoreError where there are fewer GPUs than ranks.
+    """
+
+    def __init__(self, ranks: int, threads: int) -> None:
+        self._gpus = _gpus_per_rank(ranks)
+        self._threads = threads
         self.folder = _short_folder()
         # Ray has no argument for this one: whether it reports its use to its makers.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -32,8 +39,8 @@ class LocalRay:
         try:
             ray.init(
                 "local",
-                num_cpus=cpus,
-                num_gpus=gpus,
+                num_cpus=ranks * threads,
+                num_gpus=ranks * self._gpus,
                 include_dashboard=False,
                 namespace="rlcore",
                 log_to_driver=False,
@@ -46,15 +53,35 @@ class LocalRay:
             # Ray exits on SIGTERM; a run saves first, and says how to go on.
             signal.signal(signal.SIGTERM, on_termination)
             started = set(descendants(os.getpid())) - set(before)
-            command = [sys.executable, "-m", "rlcore.cluster.reaper", self.folder, *map(str, started)]
+            helpers = [f"{one.number}:{one.started}" for one in map(identify, started) if one]
+            command = [sys.executable, "-m", "rlcore.cluster.reaper", self.folder, *helpers]
             # In a session of its own, where no Ctrl-C reaches it.
             self._reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def actor_options(self, rank: int) -> dict[str, Any]:
+        return {"num_cpus": self._threads, "num_gpus": self._gpus}
+
+    def node(self, rank: int) -> str:
+        return ""
+
+    def has_left(self, rank: int) -> bool:
+        return False
 
     def stop(self) -> None:
         ray.shutdown()
         assert self._reaper.stdin
         self._reaper.stdin.close()
         self._reaper.wait()
+
+
+def _gpus_per_rank(ranks: int) -> int:
+    if not torch.cuda.is_available():
+        return 0
+    if ranks > (here := torch.cuda.device_count()):
+        message = f"{ranks} trainer ranks need a GPU each, this machine has {here}"
+        remedy = f"gpus_per_node: {here}, or --cluster ray where a Ray cluster with more runs"
+        raise fail("cluster.gpus_per_node", message, remedy)
+    return 1
 
 
 def _short_folder() -> Path:

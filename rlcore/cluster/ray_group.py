@@ -1,19 +1,18 @@
-"""A worker group of many ranks: one process each, as actors of a local Ray."""
+"""A worker group of many ranks: one process each, as actors of a Ray that it has for itself or has joined."""
 
-import os
-import signal
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import RayActorError, RayError
 
-from rlcore.cluster import heartbeat, transport
+from rlcore.cluster import heartbeat, process_id, transport
 from rlcore.cluster.group import Make, RanksLostError, Stall
-from rlcore.cluster.local_ray import LocalRay
+from rlcore.cluster.ray_home import RayHome
 from rlcore.cluster.worker import Outcome, Worker
 from rlcore.errors import Problem, RlcoreError
 
@@ -25,26 +24,28 @@ _CONCURRENCY = {"watch": 1, "life": 1}
 
 
 class RayGroup:
-    """Makes a worker on each of `ranks` processes, with so many CPU threads each.
+    """Makes a worker on each of `ranks` processes, where `home` has them; `home` ends with the group.
 
     Raises RlcoreError as a worker's maker does on any rank, RanksLostError where a process ends.
     """
 
-    def __init__(self, make: Make, ranks: int, threads: int) -> None:
+    def __init__(self, make: Make, ranks: int, home: RayHome) -> None:
         self._during = "start"
         self._reason = ""
         self._busy = False
         self._logs: Path | None = None
         self._end: RanksLostError | None = None
         self._lives: list[ray.ObjectRef] = []
-        gpus = int(torch.cuda.is_available())
-        self._ray = LocalRay(ranks * threads, ranks * gpus)
-        logs = [_log(self._ray.folder, rank) for rank in range(ranks)]
+        self._home = home
+        logs = [_log(home.folder, rank) for rank in range(ranks)]
         try:
             transport.register()
-            actor = ray.remote(num_cpus=threads, num_gpus=gpus, concurrency_groups=_CONCURRENCY)(Worker)
-            self._workers = [actor.remote(rank, ranks, log) for rank, log in enumerate(logs)]
-            self._pids = ray.get([worker.pid.remote() for worker in self._workers])
+            actor = ray.remote(concurrency_groups=_CONCURRENCY)(Worker)
+            self._workers = [
+                actor.options(**home.actor_options(rank)).remote(rank, ranks, log, Path.cwd())
+                for rank, log in enumerate(logs)
+            ]
+            self._processes = ray.get([worker.process.remote() for worker in self._workers])
             self._lives = [worker.live.remote() for worker in self._workers]
             meeting, maker = self._workers[0].host.remote(), ray.put(make)
             self._results([worker.start.remote(maker, meeting) for worker in self._workers])
@@ -72,9 +73,9 @@ class RayGroup:
             raise self._lost(self._died(lives.index(ended[0])))
 
     def log_to(self, folder: Path) -> None:
-        moved = [worker.log_to.remote(_log(folder, rank)) for rank, worker in enumerate(self._workers)]
-        with suppress(RayActorError):  # the next call says which rank has ended
-            ray.get(moved)
+        self.check()
+        self._during = "log_to"
+        self._results([worker.log_to.remote(_log(folder, rank)) for rank, worker in enumerate(self._workers)])
         self._logs = folder
 
     def stall(self) -> Stall | None:
@@ -96,7 +97,7 @@ class RayGroup:
 
     def close(self) -> None:
         self._kill()
-        self._ray.stop()
+        self._home.stop()
 
     def _results(self, calls: list[ray.ObjectRef]) -> list[Any]:
         self._busy, self._heard = True, time.monotonic()
@@ -130,7 +131,7 @@ class RayGroup:
 
     def _failure(self, outcomes: dict[int, Outcome]) -> RlcoreError:
         """The error for outcomes of which some are bad. Ranks that all refused can go on; others cannot."""
-        problems = dict.fromkeys(problem for outcome in outcomes.values() for problem in outcome.problems)
+        problems = self._problems(outcomes)
         if len(outcomes) == len(self._workers) and all(outcome.problems for outcome in outcomes.values()):
             return RlcoreError(problems)
         crash = next(((rank, outcome) for rank, outcome in outcomes.items() if outcome.cause), None)
@@ -142,8 +143,25 @@ class RayGroup:
         error.add_note(outcome.trace)
         return error
 
+    def _problems(self, outcomes: Mapping[int, Outcome]) -> list[Problem]:
+        """What ranks refused, each once; with the node where it is not so on all of them."""
+        found: dict[Problem, list[int]] = {}
+        for rank, outcome in outcomes.items():
+            for problem in outcome.problems:
+                found.setdefault(problem, []).append(rank)
+        named = []
+        for problem, ranks in found.items():
+            nodes = dict.fromkeys(map(self._home.node, ranks))
+            everywhere = len(ranks) == len(self._workers)
+            places = [problem.place] if everywhere else [f"{node} {problem.place}".strip() for node in nodes]
+            named += [replace(problem, place=place) for place in places]
+        return named
+
     def _died(self, rank: int) -> Problem:
         when = f"during {self._during}" if self._busy else "between two calls"
+        if self._home.has_left(rank):
+            message = f"its node has left the cluster {when}"
+            return Problem(self._name(rank), message, "bring the node back, then resume the run")
         message = f"its process ended {when}; a machine that runs out of memory ends processes like this"
         return Problem(self._name(rank), message, self._hint(rank))
 
@@ -153,7 +171,8 @@ class RayGroup:
         return self._end
 
     def _name(self, rank: int) -> str:
-        return f"trainer rank {rank} (pid {self._pids[rank]})"
+        where = f"{self._home.node(rank)}, ".removeprefix(", ")
+        return f"trainer rank {rank} ({where}pid {self._processes[rank].number})"
 
     def _hint(self, rank: int) -> str:
         return f"look into {_log(self._logs, rank)}" if self._logs else ""
@@ -164,8 +183,7 @@ class RayGroup:
         living = ray.wait(lives, num_returns=len(lives), timeout=0)[1] if lives else []
         for life in living:
             ray.kill(self._workers[lives.index(life)])
-            with suppress(ProcessLookupError):
-                os.kill(self._pids[lives.index(life)], signal.SIGKILL)
+            process_id.end(self._processes[lives.index(life)])
 
 
 def _log(folder: Path, rank: int) -> Path:

@@ -15,7 +15,8 @@ from torch.distributed import TCPStore
 from rlcore.cluster import transport
 from rlcore.cluster.group import Make, Rank
 from rlcore.cluster.heartbeat import Beat, Heart
-from rlcore.errors import Problem, RlcoreError
+from rlcore.cluster.process_id import ProcessId, identify
+from rlcore.errors import Problem, RlcoreError, fail
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Outcome:
 class Worker:
     """A Ray actor. Calls run one after the other on one thread; `beat` and `live` run beside them."""
 
-    def __init__(self, number: int, world_size: int, log: Path) -> None:
+    def __init__(self, number: int, world_size: int, log: Path, folder: Path) -> None:
         self._place = (number, world_size)
+        self._folder = folder
         self._heart = Heart()
         self._store: TCPStore | None = None
         self._log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
         _write_output_to(log)
         transport.register()
 
@@ -54,6 +57,7 @@ class Worker:
         return self._attempt(self._make, make, address)
 
     def _make(self, make: Make, address: tuple[str, int]) -> None:
+        _enter(self._folder)
         number, world_size = self._place
         store = self._store or TCPStore(*address, world_size, is_master=False)
         self._worker = make(Rank(number, world_size, store, self._heart.enter))
@@ -63,10 +67,14 @@ class Worker:
         args, kwargs = arguments
         return self._attempt(getattr(self._worker, method), *args, **kwargs)
 
-    def log_to(self, log: Path) -> None:
+    def log_to(self, log: Path) -> Outcome:
         """Go on with this file for all output, that of before included."""
+        return self._attempt(self._log_to, log)
+
+    def _log_to(self, log: Path) -> None:
         sys.stdout.flush()
-        log.parent.mkdir(parents=True, exist_ok=True)
+        if not log.parent.is_dir():
+            raise _not_shared(log.parent)
         with log.open("ab") as file:
             file.write(self._log.read_bytes())
         _write_output_to(log)
@@ -77,8 +85,8 @@ class Worker:
         return self._heart.beat()
 
     @ray.method(concurrency_group="watch")
-    def pid(self) -> int:
-        return os.getpid()
+    def process(self) -> ProcessId:
+        return identify(os.getpid()) or ProcessId(os.getpid())
 
     @ray.method(concurrency_group="life")
     def live(self) -> None:
@@ -97,6 +105,18 @@ class Worker:
             return Outcome(cause=f"{type(error).__name__} ({phase}): {error}", trace=traceback.format_exc())
         finally:
             self._heart.end()
+
+
+def _enter(folder: Path) -> None:
+    """Work where the run was started, as its paths are relative to that."""
+    try:
+        os.chdir(folder)
+    except OSError:
+        raise _not_shared(folder) from None
+
+
+def _not_shared(folder: Path) -> RlcoreError:
+    return fail(str(folder), "is not there", "a file system that all nodes share, under the same path")
 
 
 def _write_output_to(log: Path) -> None:

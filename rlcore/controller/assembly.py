@@ -46,11 +46,12 @@ def running_policy(
 def _processes(job: TrainerJob, ranks: int, threads: int | None, quiet: bool) -> WorkerGroup:
     """Ranks in processes of their own, each with its part of the processor's cores."""
     # A run of one rank needs no Ray.
+    from rlcore.cluster.local_ray import LocalRay
     from rlcore.cluster.ray_group import RayGroup
 
     if not quiet:
         print(f"starting {ranks} trainer ranks …", flush=True)
-    return RayGroup(job, ranks, threads or max(1, torch.get_num_threads() // ranks))
+    return RayGroup(job, ranks, LocalRay(ranks, threads or max(1, torch.get_num_threads() // ranks)))
 
 
 @asynccontextmanager

@@ -97,7 +97,7 @@ class _Free:
     def _unfit(self, group: Servers) -> Problem:
         gpus, size = group.gpus_per_server, self._size
         message = (
-            f"a server of {gpus} GPUs fits neither into a node of {size}, or what is left of it, nor whole ones"
+            f"a server of {gpus} GPUs fits neither into what is left of a node of {size} nor whole ones"
         )
         return Problem(group.size_key, message, f"a divisor or a multiple of {size}")
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from rlcore.cluster.group import Rank, RanksLostError
+from rlcore.cluster.local_ray import LocalRay
 from rlcore.cluster.ray_group import RayGroup
 from rlcore.data.train_sample import TrainSample
 from rlcore.errors import RlcoreError, fail
@@ -57,7 +58,7 @@ class Adder:
 
 @pytest.fixture
 def group():
-    group = RayGroup(Adder, ranks=2, threads=1)
+    group = RayGroup(Adder, 2, LocalRay(2, threads=1))
     yield group
     group.close()
 
@@ -129,3 +130,11 @@ def test_a_rank_that_is_stopped_is_named_and_can_be_given_up(group, pids):
     assert "rank 0 waits for it (meeting since" in found[0].text
     group.close()
     assert not any(map(is_running, pids))
+
+
+def test_more_ranks_than_gpus_are_refused_before_ray_starts(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(RlcoreError, match="cluster.gpus_per_node: 2 trainer ranks need a GPU each") as refused:
+        LocalRay(2, threads=1)
+    assert "gpus_per_node: 1" in str(refused.value)

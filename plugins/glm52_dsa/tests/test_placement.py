@@ -68,4 +68,4 @@ def test_a_dry_run_prints_them_too_before_it_says_what_is_not_here(capsys):
     streams = capsys.readouterr()
     assert streams.out.count("sglang.launch_server") == 32
     assert streams.out.count("trainer rank ") == 256
-    assert "zai-org/GLM-5.2" in streams.err
+    assert streams.err.startswith("error: ")
