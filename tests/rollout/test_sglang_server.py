@@ -1,0 +1,125 @@
+"""Servers are processes that are waited for, explained, and never left behind. Here they are not SGLang's."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rlcore.config.schema import Recipe
+from rlcore.config.sglang_arguments import known_arguments
+from rlcore.errors import RlcoreError
+from rlcore.rollout.sglang.arguments import Command, ServerPlace, router_command, server_command
+from rlcore.rollout.sglang.server import ServerProcess, free_port
+
+WEB = "import sys, http.server as h; h.test(h.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
+    "import sys, http.server as h; h.test(h.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind='127.0.0.1')"
+)
+
+
+def started(folder, *code):
+    """A process of Python code, with a port that it may use as its argument."""
+    port = free_port()
+    words = (sys.executable, "-c", *code, str(port))
+    return ServerProcess(Command(words, {"WORD": "said"}, f"http://127.0.0.1:{port}"), folder / "server.log")
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def gone(pid):
+    """Wait until a process has ended."""
+    until = time.monotonic() + 30
+    while alive(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not alive(pid)
+
+
+def test_a_server_is_waited_for_and_ended(tmp_path):
+    server = started(tmp_path, WEB)
+    asyncio.run(server.wait_healthy("/", 30))
+    assert server.alive
+    server.stop()
+    assert not server.alive
+
+
+def test_a_server_that_ends_while_starting_shows_its_last_words(tmp_path):
+    server = started(tmp_path, "import os, sys; print('no', os.environ['WORD'], 'memory'); sys.exit(3)")
+    with pytest.raises(RlcoreError, match=r"exit status 3 while starting(.|\n)*WORD=said(.|\n)*no said memory"):
+        asyncio.run(server.wait_healthy("/", 30))
+    server.stop()
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path):
+    server = started(tmp_path, "import time; time.sleep(60)")
+    with pytest.raises(RlcoreError, match=r"did not answer within 0\.1 s"):
+        asyncio.run(server.wait_healthy("/", 0.1))
+    server.stop()
+
+
+def test_a_killed_run_leaves_no_server(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from rlcore.rollout.sglang.arguments import Command\n"
+        "from rlcore.rollout.sglang.server import ServerProcess\n"
+        "words = (sys.executable, '-c', 'import time; time.sleep(600)')\n"
+        "print(ServerProcess(Command(words, {}, ''), Path('log')).pid, flush=True); time.sleep(600)"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=tmp_path)
+    pid = int(run.stdout.readline())
+    assert alive(pid)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert gone(pid)
+
+
+def recipe(**rollout):
+    return Recipe.model_validate({"model": {"checkpoint": "some/model"}, "seed": 3, "rollout": rollout})
+
+
+def option(words, flag):
+    return words[words.index(flag) + 1]
+
+
+def test_without_gpus_a_server_runs_on_the_processor():
+    place = ServerPlace("127.0.0.1", 30001)
+    command = server_command(recipe(), "some/model", place, known_arguments())
+    assert option(command.words, "--device") == "cpu"
+    assert option(command.words, "--random-seed") == "3"
+    assert command.environment["SGLANG_USE_CPU_ENGINE"] == "1"
+    assert command.url == "http://127.0.0.1:30001"
+
+
+def test_a_recipe_goes_before_defaults_and_a_group_before_the_recipe():
+    args = {"max_total_tokens": 1000, "page_size": 4}
+    command = server_command(
+        recipe(sglang={"args": args}),
+        "some/model",
+        ServerPlace("127.0.0.1", 30001, gpus=8),
+        known_arguments(),
+        {"page_size": 64},
+    )
+    assert "--device" not in command.words
+    assert option(command.words, "--tp-size") == "8"
+    assert option(command.words, "--max-total-tokens") == "1000"
+    assert option(command.words, "--page-size") == "64"
+
+
+def test_proxies_do_not_reach_servers(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://somewhere")
+    assert "HTTPS_PROXY" not in Command((), {}, "").full_environment()
+
+
+def test_a_router_knows_its_workers():
+    workers = ["http://a:1", "http://b:2"]
+    command = router_command(recipe(), workers, ServerPlace("127.0.0.1", 30000))
+    start = command.words.index("--worker-urls") + 1
+    assert list(command.words[start : start + 2]) == workers
