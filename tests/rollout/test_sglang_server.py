@@ -16,8 +16,6 @@ from rlcore.rollout.sglang.arguments import Command, ServerPlace, router_command
 from rlcore.rollout.sglang.server import ServerProcess, free_port
 
 WEB = "import sys, http.server as h; h.test(h.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
-    "import sys, http.server as h; h.test(h.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind='127.0.0.1')"
-)
 
 
 def started(folder, *code):
