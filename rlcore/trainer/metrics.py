@@ -32,9 +32,9 @@ class Totals:
     @classmethod
     def of(cls, tallies: Sequence[Tally]) -> "Totals":
         """Read the micro-batches of this rank from their device, all at once."""
-        if not tallies:
-            return cls()
         scalars = [value for one in tallies for value in (*one.sums.values(), *one.maxima.values())]
+        if not scalars:
+            return cls()
         numbers = iter(torch.stack([scalar.float() for scalar in scalars]).tolist())
 
         def read(named: Mapping[str, torch.Tensor]) -> dict[str, float]:

@@ -31,7 +31,7 @@ def test_what_layers_measured_is_averaged_over_their_tokens_on_whichever_rank_th
 
 def test_ranks_without_micro_batches_of_their_own_add_nothing():
     some = Totals.of([tally(0.25, ratio_max=1.5)])
-    assert Totals.merge([Totals(), some, Totals.of([])]) == some
+    assert Totals.merge([Totals(), some, Totals.of([]), Totals.of([Tally({}, {})])]) == some
 
 
 def test_a_metric_that_only_some_micro_batches_have_counts_where_it_is():
