@@ -3,6 +3,7 @@
 Stands in for TransformerEngine's attention in Megatron's layer specs, and is the reference for it.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,13 +26,15 @@ class PackedSequences(PackedSeqParams):
     """Megatron's packed sequences that remember their lengths on the host, so that no layer asks a device.
 
     `padding_1s` marks this rank's tokens that are padding, bool [1, s]; None where none is. `shared` is what
-    layers leave for later ones, and for themselves when they are recomputed.
+    layers tell whoever runs them; `carried` what they leave for later ones, and for themselves when they are
+    recomputed, in the same pass.
     """
 
     lengths: tuple[int, ...] = ()
     cp: ContextSplit = field(default_factory=ContextSplit)
     padding_1s: Tensor | None = None
     shared: dict[str, Any] = field(default_factory=dict)
+    carried: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -74,6 +77,12 @@ class PackedSequences(PackedSeqParams):
             cp=cp,
             padding_1s=None if real_w.all() else ~real_s[None].to(offsets.device),
         )
+
+    def for_one_pass(self) -> "PackedSequences":
+        """The same sequences, with nothing carried yet: it is freed when the pass and its gradient are done."""
+        found = copy.copy(self)
+        found.carried = {}
+        return found
 
     @property
     def position_ids(self) -> Tensor:

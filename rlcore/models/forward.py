@@ -35,6 +35,7 @@ def forward_hidden(model: nn.Module, tokens_1t: Tensor, sequences: PackedSequenc
     hidden states [t, 1, h], after the final norm on the last stage; under sequence parallelism only this TP
     rank's t / tp of them.
     """
+    sequences = sequences.for_one_pass()
     return model(tokens_1t, sequences.position_ids, None, packed_seq_params=sequences)
 
 
@@ -51,6 +52,7 @@ def forward_mtp(
         return []
     # Recomputed layers have a gradient only where an input asks for one.
     hidden_s1h = hidden_s1h.detach().requires_grad_()
+    sequences = sequences.for_one_pass()
     positions = sequences.position_ids
     rotary = policy._preprocess(tokens_1s, positions, hidden_s1h, packed_seq_params=sequences)[1]
     found = []

@@ -184,12 +184,12 @@ class SparseLatentAttention(MegatronModule):
 
         The layer that chooses leaves them behind: for those that share them, and for itself when recomputed.
         """
-        name, shared = f"indices of layer {self.source}", tokens.sequences.shared
-        if self.indexer is not None and name not in shared:
+        name, carried = f"indices of layer {self.source}", tokens.sequences.carried
+        if self.indexer is not None and name not in carried:
             with torch.no_grad():
                 found = self.indexer(hidden_s1h, latent_s1q, tokens.position_s, tokens.angles)
-                shared[name] = self._select(*found, tokens)
-        return shared[name]
+                carried[name] = self._select(*found, tokens)
+        return carried[name]
 
     def _select(self, query_sid: Tensor, key_sd: Tensor, weight_si: Tensor, tokens: Tokens) -> Tensor:
         """Choose for the tokens of this tensor-parallel rank, and put together what all of them chose."""

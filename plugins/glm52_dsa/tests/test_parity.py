@@ -1,9 +1,11 @@
 import random
 from contextlib import contextmanager
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
+from rlcore_glm52_dsa.attention import SparseLatentAttention
 from rlcore_glm52_dsa.bridge import dsa_bridge
 from rlcore_glm52_dsa.margins import selection_margins
 from rlcore_glm52_dsa.spec import dsa_spec
@@ -105,16 +107,28 @@ def test_layers_choose_the_keys_that_transformers_does(build, make_checkpoint, s
     load_hf([model], bridge, folder)
     tokens = random_tokens(sum(LENGTHS))
     sequences = PackedSequences.of(LENGTHS)
-    with margins():
+    with margins(), watched_choices() as ours:
         forward_hidden(model.eval(), tokens, sequences)
 
     theirs = choices_of_transformers(spec, folder, tokens.split(LENGTHS, 1))
     assert list(theirs) == [0, 1, 3, 5]
     first_t = sequences.places - sequences.position_ids[0]
     for layer, sets in theirs.items():
-        places_tk = sequences.shared[f"indices of layer {layer}"]
-        ours_tk = torch.where(places_tk < 0, -1, places_tk - first_t[:, None])
-        assert [set(row) - {-1} for row in ours_tk.tolist()] == sets
+        found_tk = torch.where(ours[layer] < 0, -1, ours[layer] - first_t[:, None])
+        assert [set(row) - {-1} for row in found_tk.tolist()] == sets
+
+
+@contextmanager
+def watched_choices():
+    """Places that each layer with an indexer chooses."""
+    found, choose = {}, SparseLatentAttention._select
+
+    def select(self, *args):
+        found[self.source] = choose(self, *args)
+        return found[self.source]
+
+    with patch.object(SparseLatentAttention, "_select", select):
+        yield found
 
 
 def random_tokens(count):

@@ -1,3 +1,4 @@
+import weakref
 from types import MappingProxyType
 
 import pytest
@@ -93,6 +94,26 @@ def test_an_indexer_chooses_once_for_each_micro_batch(gradients, monkeypatch, re
     gradients(recompute=recompute)
     # Four micro-batches; layer 4 is that of multi-token prediction.
     assert sorted(calls) == [0] * 4 + [2] * 4 + [3] * 4 + [4] * 4
+
+
+@pytest.mark.parametrize("recompute", [Recompute(), RECOMPUTED["layers"]], ids=["kept", "recomputed"])
+def test_what_was_chosen_is_forgotten_with_its_micro_batch(trainer, samples, monkeypatch, recompute):
+    chosen, alive = [], []
+    choose = attention.SparseLatentAttention._select
+
+    def watch(self, *args):
+        alive.append(sum(each() is not None for each in chosen))
+        index = choose(self, *args)
+        chosen.append(weakref.ref(index))
+        return index
+
+    monkeypatch.setattr(attention.SparseLatentAttention, "_select", watch)
+    made = trainer(recompute=recompute)
+    made.log_probs(samples)
+    made.backward(samples, SftObjective())
+    # Four layers choose. Megatron lets go of a micro-batch when the next one has run.
+    assert max(alive) < 2 * 4
+    assert not any(each() is not None for each in chosen)
 
 
 def test_indexers_keep_their_weights_and_take_no_memory_for_learning(trainer, samples):
