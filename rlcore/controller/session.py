@@ -15,6 +15,7 @@ from rlcore.controller.policy import Policy
 from rlcore.errors import RlcoreError
 from rlcore.telemetry.memory import MemoryMeter
 from rlcore.telemetry.metrics import evaluation_names, read_metrics
+from rlcore.telemetry.notices import noticed
 from rlcore.telemetry.progress import Progress
 from rlcore.telemetry.run_folder import RunFolder
 from rlcore.telemetry.summary import iteration_seconds
@@ -114,6 +115,7 @@ def open_session(
     with (
         folder,
         Progress(total_steps, recipe.name, first_step=state.step, quiet=quiet) as progress,
+        noticed(folder.events, progress.note),
         MemoryMeter() as memory,
         Watchdog(
             folder.events,
