@@ -4,8 +4,8 @@ Log-probs are compared with transformers. Waiting is for what an engine does, ne
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -185,9 +185,8 @@ class EngineContract:
 
         async def cut(engine: Engine) -> tuple[Delta, Delta, Delta]:
             listener = Listener(engine, asked(stream=True))
-            async with company(engine):
-                await listener.until(12)
-                await engine.abort()
+            await listener.until(12)
+            await engine.abort()
             part = await listener.end()
             return part, await answer(engine, asked(tokens=part.tokens)), await answer(engine, asked())
 
@@ -202,9 +201,8 @@ class EngineContract:
     def test_an_abort_ends_those_that_it_names_only(self, opens: Opens) -> None:
         async def cut(engine: Engine) -> list[Delta]:
             listeners = [Listener(engine, request(name, new=LONG, stream=True)) for name in ("a", "a1")]
-            async with company(engine):
-                await listeners[1].until(5)
-                await engine.abort(["a"])
+            await listeners[1].until(5)
+            await engine.abort(["a"])
             return [await listener.end() for listener in listeners]
 
         first, second = self.run(opens, cut)
@@ -229,12 +227,11 @@ class EngineContract:
 
         async def interrupt(engine: Engine) -> tuple[Delta, Delta]:
             listener = Listener(engine, asked)
-            async with company(engine):
-                await listener.until(12)
-                await engine.pause(mode)
-                await settled(listener)
-                assert not listener.task.done()
-                await engine.resume()
+            await listener.until(12)
+            await engine.pause(mode)
+            await settled(listener)
+            assert not listener.task.done()
+            await engine.resume()
             return await listener.end(), await answer(engine, asked)
 
         got, whole = self.run(opens, interrupt)
@@ -244,9 +241,8 @@ class EngineContract:
     def test_a_pause_may_abort_everything(self, opens: Opens) -> None:
         async def hold(engine: Engine) -> tuple[Delta, Delta]:
             listener = Listener(engine, request("a", new=LONG, stream=True))
-            async with company(engine):
-                await listener.until(5)
-                await engine.pause("abort")
+            await listener.until(5)
+            await engine.pause("abort")
             part = await listener.end()
             await engine.resume()
             return part, await answer(engine, request("b"))
@@ -277,11 +273,10 @@ class EngineContract:
         async def renew(engine: Engine) -> Delta:
             listener = Listener(engine, asked)
             clock = Listener(engine, request("clock", new=LONG, stream=True))
-            async with company(engine):
-                await clock.until(10)
-                await engine.pause("retract")
-                await send(engine, 1, subject.new_tensors)
-                await engine.resume()
+            await clock.until(10)
+            await engine.pause("retract")
+            await send(engine, 1, subject.new_tensors)
+            await engine.resume()
             return await listener.end()
 
         got = self.run(opens, renew)
@@ -298,9 +293,8 @@ class EngineContract:
 
         async def renew(engine: Engine) -> Delta:
             first = Listener(engine, request("a", range(40), new=LONG, stream=True))
-            async with company(engine):
-                await first.until(6)
-                await send(engine, 1, subject.new_tensors)
+            await first.until(6)
+            await send(engine, 1, subject.new_tensors)
             got = await answer(engine, later)
             await first.end()
             return got
@@ -355,16 +349,6 @@ class EngineContract:
         full, stopped = self.run(opens, lambda engine: answers(engine, asked))
         assert (full.tokens, full.finish) == ([], "length")
         assert (stopped.tokens, stopped.finish) == ([], "stop")
-
-
-@asynccontextmanager
-async def company(engine: Engine) -> AsyncIterator[None]:
-    """Have others at work beside the body: an engine may run far ahead of those who watch it otherwise."""
-    names = [f"company {i}" for i in range(24)]
-    others = [Listener(engine, request(name, [40 + i], LONG, key=(i, 0))) for i, name in enumerate(names, 1)]
-    yield
-    await engine.abort(names)
-    await asyncio.gather(*(other.task for other in others))
 
 
 async def send(engine: Engine, version: int, tensors: "Mapping[str, torch.Tensor]") -> None:

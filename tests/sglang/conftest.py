@@ -16,7 +16,9 @@ from rlcore.rollout.sglang.server import ServerProcess, free_port
 
 INSTALLED = Path(__file__).parents[2] / ".venv-sglang" / "bin" / "python"
 SHIM = Path(__file__).parent / "shim"
-START_SECONDS = 180
+START_SECONDS = 300
+# Where all share two cores a server runs far ahead of those who watch it, and nothing would be interrupted.
+STEP_SECONDS = 0.008
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +75,7 @@ def opens(server, subject, tmp_path):
         updates = disk_updates(tmp_path / "weights", subject.checkpoint)
         engine = await open_engine([server.url], updates, vocab_size=300)
         await engine.resume()
+        await engine.workers[0].post("/slow_down", {"forward_sleep_time": STEP_SECONDS})
         async with engine.weight_update(0) as update:
             await update.send(load_file(subject.checkpoint / "model.safetensors"))
         try:
