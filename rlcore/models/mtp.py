@@ -75,10 +75,10 @@ def freeze_mtp(stages: Sequence[nn.Module]) -> None:
 
 def refresh_embedding(stages: Sequence[nn.Module]) -> None:
     """Copy the embedding from the first to the last pipeline stage, where MTP layers look tokens up."""
-    group = parallel_state.get_embedding_group()
-    if stages[0].config.mtp_num_layers is None or group.size() == 1:
+    # Stages between the two are not in the group.
+    group = parallel_state.get_embedding_group(check_initialized=False)
+    if stages[0].config.mtp_num_layers is None or group is None or group.size() == 1:
         return
-    first, *_ = ranks = dist.get_process_group_ranks(group)
-    if dist.get_rank() in ranks:
-        stage = stages[0] if dist.get_rank() == first else stages[-1]
-        dist.broadcast(stage.embedding.word_embeddings.weight.detach(), first, group=group)
+    first, *_ = dist.get_process_group_ranks(group)
+    stage = stages[0] if dist.get_rank() == first else stages[-1]
+    dist.broadcast(stage.embedding.word_embeddings.weight.detach(), first, group=group)

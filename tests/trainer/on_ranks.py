@@ -69,6 +69,7 @@ LAYOUTS = {
     "PP2xVPP2": Parallel(pp=2, vpp=2),
     "stages of 1 and 3 layers": Parallel(pp=2, first_stage_layers=1),
     "a free-form layout": Parallel(pp=2, pipeline_layout="E|tt|tt|mL"),
+    "PP3": Parallel(pp=3, pipeline_layout="E|tttt|mL"),
 }
 
 
@@ -136,9 +137,9 @@ def main() -> None:
         checkpoint = Path(folder) / "tiny"
         tiny_checkpoint(checkpoint, CONFIG, jitter=0.05)
         tiny_mtp_layer(checkpoint, jitter=0.05)
-        one, *others = LAYOUTS
+        one, *two, three = LAYOUTS
         results = {}
-        for world_size, layouts in ((1, [one]), (2, others)):
+        for world_size, layouts in ((1, [one]), (2, two), (3, [three])):
             tasks = [partial(try_layout, checkpoint, layout) for layout in layouts]
             results |= zip(layouts, run_tasks(tasks, world_size), strict=True)
     print(json.dumps(results))
