@@ -1,16 +1,27 @@
 """A recipe trains with SGLang servers as it does with the local engine."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 from rlcore_glm4.demo import DEMO
 
 from rlcore.cli.main import main
+from rlcore.telemetry.events import read_events
+from rlcore.telemetry.memory import descendants
 from rlcore.telemetry.metrics import read_metrics
+from rlcore.telemetry.rollouts import TRAINING, read_samples, sample_files
 
 RECIPE = """\
 base: glm4/tiny
 name: served
 model: {{checkpoint: {world}/model}}
 data: {{path: {world}/train.jsonl}}
+sft: {{data: {{path: {world}/warm_start.jsonl}}}}
 rollout:
   engine: sglang
   num_gpus: 2  # servers, where the cluster has no GPU
@@ -60,3 +71,34 @@ def test_a_server_that_cannot_start_is_explained_with_its_last_words(recipe, tmp
     assert "ended with exit status" in message
     assert "context" in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", ["one_step", "async"])
+def test_a_run_that_loses_a_server_goes_on_and_trains_every_prompt_once_in_time(recipe, tmp_path, mode):
+    run = tmp_path / "run"
+    sets = [f"rollout.mode={mode}", "train.steps=4", "rollout.max_response_tokens=48"]
+    flags = [word for one in sets for word in ("--set", one)]
+    command = [sys.executable, "-m", "rlcore.cli.main", "train", str(recipe), "--run-dir", str(run), "--quiet"]
+    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True)
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    os.kill(servers_of(process.pid)[0], signal.SIGKILL)
+    _, message = process.communicate()
+    assert process.returncode == 0, message
+    warnings = [event["text"] for event in read_events(run / "events.jsonl") if event["kind"] == "warning"]
+    assert "SGLang server lost" in warnings[0]
+    for step, path in sample_files(run / "rollouts", TRAINING).items():
+        samples = read_samples(path)
+        assert sorted({sample.group for sample in samples}) == list(range(8 * (step - 1), 8 * step))
+        versions = {version for sample in samples for version in sample.versions}
+        assert versions <= {step - 2, step - 1}
+    gaps = [row["logprob_gap/max"] for row in read_metrics(run / "metrics.jsonl") if "logprob_gap/max" in row]
+    assert gaps
+    assert max(gaps) < 1e-5
+
+
+def servers_of(pid):
+    """Processes of the SGLang servers that a run has launched."""
+    named = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in descendants(pid)}
+    return [child for child, words in named.items() if b"sglang.launch_server" in words]
