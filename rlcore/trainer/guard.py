@@ -46,7 +46,9 @@ class StepGuard:
             message = f"gradient norm {norm:.4g} is over {factor:g} times the median {median(self._norms):.4g}"
             remedy = "raise train.bad_steps.spike_factor, or lower optimizer.lr"
             raise SpikeError(Problem(f"optimizer step {step}", message, remedy), metrics)
-        self._norms.append(norm)
+        # A step without advantages has no gradient, and says nothing about what is usual.
+        if norm > 0:
+            self._norms.append(norm)
         self._in_a_row = 0
 
     def leave_out(self, bad: BadStepError) -> None:

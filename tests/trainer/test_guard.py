@@ -27,6 +27,10 @@ def test_a_few_steps_have_no_usual_norm():
     check(StepGuard(BadSteps(spike_factor=2)), 1.0, 1.0, 100.0)
 
 
+def test_steps_without_a_gradient_make_no_spike_of_the_next_one():
+    check(StepGuard(BadSteps(spike_factor=5)), *[0.0] * 20, 1.0)
+
+
 def test_spikes_are_left_out_even_where_a_nan_ends_the_run():
     guard = StepGuard(BadSteps(on_nonfinite="fail"))
     guard.leave_out(SpikeError(Problem("optimizer step 1", "gradient norm 6"), {}))
