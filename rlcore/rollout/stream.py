@@ -151,24 +151,23 @@ class Stream:
         task.add_done_callback(self._landed)
 
     async def _fly(self, attempt: Attempt) -> None:
-        """Make and score a group; what somebody else has cut short goes on."""
+        """Make, score and judge a group; what somebody else has cut short goes on."""
         aborted = True
         while aborted and not attempt.errors:
             attempt.errors = await self._responder.respond(attempt.group, self._settings, self._count)
             aborted = any(sample.status is Status.ABORTED for sample in attempt.group)
         await self._referee.score(attempt)
+        self._judge(attempt)
 
     def _count(self, tokens: int) -> None:
         self._tokens += tokens
 
     def _landed(self, task: asyncio.Task[None]) -> None:
-        attempt = self._flights.pop(task)
+        del self._flights[task]
         self._moved.set()
         if task.cancelled():
             return
         self._error = self._error or task.exception()
-        if not task.exception():
-            self._judge(attempt)
         if self._on_progress:
             samples, wanted = self._settings.samples_per_prompt, self._settings.prompts_per_step
             self._on_progress(len(self._ready()) * samples, wanted * samples, self._tokens)
@@ -196,7 +195,7 @@ class Stream:
             step=version + 1,
             wanted=self._settings.prompts_per_step,
             kept=sum(attempt.kept for attempt in self._line),
-            in_flight=len(self._flights),
+            in_flight=len(self._flights) - 1,
             version=version,
         )
 

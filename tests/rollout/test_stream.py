@@ -128,13 +128,20 @@ def test_a_stream_that_keeps_nothing_ends(streaming):
         asyncio.run(run(filters=[Nothing()]))
 
 
-def test_what_the_scorer_raises_is_raised_to_who_takes(streaming):
-    class Broken:
-        async def score(self, samples):
-            raise fail("rewards.0", "it is broken")
+class Broken:
+    """A scorer and a filter that fail."""
 
+    async def score(self, samples):
+        raise fail("rewards.0", "it is broken")
+
+    def decide(self, group, context):
+        raise fail("filters.0", "it is broken")
+
+
+@pytest.mark.parametrize("broken", [{"scorer": Broken()}, {"filters": [Broken()]}], ids=["scorer", "filter"])
+def test_what_a_scorer_or_a_filter_raises_is_raised_to_who_takes(streaming, broken):
     async def run():
-        async with streaming(Source(), scorer=Broken()) as stream:
+        async with streaming(Source(), **broken) as stream:
             stream.allow(2)
             await stream.take(0)
 
