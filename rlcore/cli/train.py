@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlcore.cli import running
-from rlcore.errors import fail
 
 if TYPE_CHECKING:
     from rlcore.config.load import LoadedRecipe
@@ -17,15 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster",
         choices=["local", "ray"],
-        default="local",
-        help="where processes run (default: %(default)s)",
+        help="where ranks run: on this machine, or in a Ray cluster, that of cluster.address or else the one "
+        "this machine is in (default: ray where the recipe has cluster.address)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.cluster != "local":
-        raise fail(f"--cluster {args.cluster}", "a cluster is not built yet", "--cluster local")
-    loaded = running.load(args)
+    loaded = _load(args)
     if args.dry_run:
         _print_processes(loaded)
     running.quiet_libraries()
@@ -47,6 +44,17 @@ def run(args: argparse.Namespace) -> int:
         _print_results(place.path)
         print(f"report: {write_report(place.path)}")
     return status
+
+
+def _load(args: argparse.Namespace) -> "LoadedRecipe":
+    """The recipe, with the address of a cluster as `--cluster` has it."""
+    loaded = running.load(args)
+    address = loaded.recipe.cluster.address
+    changed = {"local": None, "ray": address or "auto", None: address}[args.cluster]
+    if changed == address:
+        return loaded
+    args.overrides = [*args.overrides, f"cluster.address={changed or 'null'}"]
+    return running.load(args)
 
 
 def _print_processes(loaded: "LoadedRecipe") -> None:

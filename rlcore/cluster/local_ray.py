@@ -27,6 +27,9 @@ class LocalRay:
     Raises RlcoreError where there are fewer GPUs than ranks.
     """
 
+    # The end of a process of this machine is known at once.
+    silence_seconds = 0.0
+
     def __init__(self, ranks: int, threads: int) -> None:
         self._gpus = _gpus_per_rank(ranks)
         self._threads = threads
@@ -34,7 +37,7 @@ class LocalRay:
         # Ray has no argument for this one: whether it reports its use to its makers.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         # What Ray prints when a worker dies, the group says in one line, with the rank.
-        ray._private.worker.print_to_stdstream = _be_quiet
+        ray._private.worker.print_to_stdstream = be_quiet
         before, on_termination = descendants(os.getpid()), signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
@@ -92,5 +95,5 @@ def _short_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="rlcore-", dir=parent))
 
 
-def _be_quiet(*args: Any, **kwargs: Any) -> None:
+def be_quiet(*args: Any, **kwargs: Any) -> None:
     """Stand in for a function that prints."""

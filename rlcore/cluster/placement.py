@@ -24,6 +24,8 @@ FIRST_PORT = 20000
 # A server's block: HTTP, the meeting of prefill and decode servers, NCCL; and 10 and up where its nodes meet.
 PORTS_OF_SERVER = 200
 ROUTER_PORT = 30000
+# Of a Ray placement group: every bundle on a node of its own.
+STRATEGY = "STRICT_SPREAD"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ def place(
     """
     builder = _Builder(recipe, layout, known, hosts, node_gpus)
     processes = (*builder.controller(), *builder.routers(), *builder.trainers(), *builder.servers)
-    return Placement(processes, _bundles(recipe, processes), "STRICT_SPREAD")
+    return Placement(processes, _bundles(recipe, processes), STRATEGY)
 
 
 class _Builder:

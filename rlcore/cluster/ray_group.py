@@ -1,7 +1,7 @@
 """A worker group of many ranks: one process each, as actors of a Ray that it has for itself or has joined."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -81,15 +81,20 @@ class RayGroup:
     def stall(self) -> Stall | None:
         if not self._busy:
             return None
-        answers = [worker.beat.remote() for worker in self._workers]
-        answered, _ = ray.wait(answers, num_returns=len(answers), timeout=_ANSWER_SECONDS)
-        beats: dict[int, heartbeat.Beat | None] = dict.fromkeys(range(len(answers)))
-        for answer in answered:
-            with suppress(RayActorError):
-                beats[answers.index(answer)] = ray.get(answer)
+        beats = self._beats(range(len(self._workers)))
         if any(beats.values()):
             self._heard = time.monotonic()
         return heartbeat.stall(self._during, beats, time.monotonic() - self._heard)
+
+    def _beats(self, ranks: Iterable[int]) -> dict[int, heartbeat.Beat | None]:
+        """What these ranks say that they do; None for one that says nothing."""
+        asked = {self._workers[rank].beat.remote(): rank for rank in ranks}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+        beats: dict[int, heartbeat.Beat | None] = dict.fromkeys(asked.values())
+        for answer in answered:
+            with suppress(RayActorError):
+                beats[asked[answer]] = ray.get(answer)
+        return beats
 
     def give_up(self, reason: str) -> None:
         self._reason = reason
@@ -112,8 +117,8 @@ class RayGroup:
     def _outcomes(self, calls: list[ray.ObjectRef]) -> dict[int, Outcome]:
         """Outcomes by rank, as they come; once one is bad, of those that end within the time of grace."""
         outcomes: dict[int, Outcome] = {}
-        pending, deadline = list(calls), float("inf")
-        while pending and time.monotonic() < deadline:
+        pending, failed = list(calls), float("inf")
+        while pending and self._may_end(map(calls.index, pending), time.monotonic() - failed):
             # A bounded wait, so that Ctrl-C is heard.
             ended, pending = ray.wait(pending, timeout=1.0)
             for call in ended:
@@ -126,8 +131,15 @@ class RayGroup:
                     # Before the worker was reached: what it was to be made of cannot be imported there.
                     outcomes[rank] = Outcome(cause=str(error).strip().splitlines()[-1], trace=str(error))
                 if not outcomes[rank].is_good:
-                    deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+                    failed = min(failed, time.monotonic())
         return outcomes
+
+    def _may_end(self, ranks: Iterable[int], late: float) -> bool:
+        """Whether to wait for these ranks, `late` seconds after another has failed."""
+        if late < _GRACE_SECONDS:
+            return True
+        # They may be the cause, on a node that has gone.
+        return late < self._home.silence_seconds and None in self._beats(ranks).values()
 
     def _failure(self, outcomes: dict[int, Outcome]) -> RlcoreError:
         """The error for outcomes of which some are bad. Ranks that all refused can go on; others cannot."""

@@ -5,9 +5,13 @@ from typing import Any, Protocol
 
 
 class RayHome(Protocol):
-    """Has a place for each rank. `folder` is for files that live as long as it does, on every node."""
+    """Has a place for each rank. `folder` is for files that live as long as it does, on every node.
+
+    The end of a process may not be known for `silence_seconds`, in which it just does not answer.
+    """
 
     folder: Path
+    silence_seconds: float
 
     def actor_options(self, rank: int) -> dict[str, Any]:
         """Options of the actor of a rank: what it takes, and where."""
@@ -18,7 +22,7 @@ class RayHome(Protocol):
         ...
 
     def has_left(self, rank: int) -> bool:
-        """Whether the node of a rank has left. May take some seconds where that is not known yet."""
+        """Whether the node of a rank, which has ended, has left."""
         ...
 
     def stop(self) -> None:

@@ -127,7 +127,7 @@ class Cluster(Section):
     hostfile: Path | None = None
     """File of worker addresses, one a line; what follows the address (`slots=8`) is ignored."""
     address: str | None = None
-    """Running Ray cluster to join (`host:6379`); by default one is started here."""
+    """Ray cluster to join (`host:6379`, or `auto`: that of this machine, if any); by default one is started."""
     env: dict[str, str] = {}
     """Environment variables of every worker (NCCL_SOCKET_IFNAME, …); secrets stay in the shell."""
 

@@ -4,12 +4,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-import torch
-
-from rlcore.cluster.group import InProcess, WorkerGroup
 from rlcore.config.schema import Optimizer
 from rlcore.controller.policy import Policy
 from rlcore.controller.preparation import Prepared
+from rlcore.controller.trainer_group import trainer_group
 from rlcore.controller.trainer_job import TrainerJob
 from rlcore.protocols import SamplingFilter
 from rlcore.registry import lock
@@ -36,22 +34,11 @@ def running_policy(
         temperature,
         tuple(lock.make(prepared.model.plugins)),
     )
-    group = InProcess(job) if ranks == 1 else _processes(job, ranks, recipe.train.threads, quiet)
+    group = trainer_group(job, ranks, quiet)
     try:
         yield Policy(group)
     finally:
         group.close()
-
-
-def _processes(job: TrainerJob, ranks: int, threads: int | None, quiet: bool) -> WorkerGroup:
-    """Ranks in processes of their own, each with its part of the processor's cores."""
-    # A run of one rank needs no Ray.
-    from rlcore.cluster.local_ray import LocalRay
-    from rlcore.cluster.ray_group import RayGroup
-
-    if not quiet:
-        print(f"starting {ranks} trainer ranks …", flush=True)
-    return RayGroup(job, ranks, LocalRay(ranks, threads or max(1, torch.get_num_threads() // ranks)))
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlcore.cluster.environment import exported
 from rlcore.controller.assembly import make_generator, running_engine
 from rlcore.controller.evaluation import EvaluationSet
 from rlcore.controller.preparation import Prepared
@@ -15,7 +16,8 @@ def evaluate(
     prepared: Prepared, sets: Sequence[EvaluationSet], rollouts: Path, quiet: bool = False
 ) -> dict[str, float]:
     """Return the metrics of every problem set, and keep the samples in folder `rollouts`."""
-    return asyncio.run(_evaluate(prepared, sets, rollouts, quiet))
+    with exported(prepared.recipe.cluster.env):
+        return asyncio.run(_evaluate(prepared, sets, rollouts, quiet))
 
 
 async def _evaluate(

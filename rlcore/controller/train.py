@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
+from rlcore.cluster.environment import exported
 from rlcore.config.rules import batch_size, samples_per_rollout
 from rlcore.controller.assembly import make_generator, running_engine, running_policy
 from rlcore.controller.checkpoints import RunState
@@ -67,7 +68,8 @@ def gather(prepared: Prepared) -> Materials:
 
 def train(materials: Materials, place: RunPlace, quiet: bool = False) -> None:
     """Run to the end, or until interrupted; the run folder then holds a checkpoint to resume from."""
-    asyncio.run(_train(materials, place, quiet))
+    with exported(materials.prepared.recipe.cluster.env):
+        asyncio.run(_train(materials, place, quiet))
 
 
 async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:

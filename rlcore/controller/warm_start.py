@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlcore.cluster.environment import exported
 from rlcore.config.schema import SFT
 from rlcore.controller.assembly import running_policy
 from rlcore.controller.checkpoints import RunState
@@ -41,7 +42,8 @@ def gather(prepared: Prepared) -> Lessons:
 def imitate(lessons: Lessons, place: RunPlace, quiet: bool = False) -> None:
     """Train to the end, or until interrupted; the run folder then holds a checkpoint to resume from."""
     # An event loop only for its way with Ctrl-C: the step in progress ends before anything stops.
-    asyncio.run(_imitate(lessons, place, quiet))
+    with exported(lessons.prepared.recipe.cluster.env):
+        asyncio.run(_imitate(lessons, place, quiet))
 
 
 async def _imitate(lessons: Lessons, place: RunPlace, quiet: bool) -> None:

@@ -135,6 +135,8 @@ def test_a_rank_that_is_stopped_is_named_and_can_be_given_up(group, pids):
 def test_more_ranks_than_gpus_are_refused_before_ray_starts(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(RlcoreError, match="cluster.gpus_per_node: 2 trainer ranks need a GPU each") as refused:
+    with pytest.raises(
+        RlcoreError, match=r"cluster\.gpus_per_node: 2 trainer ranks need a GPU each"
+    ) as refused:
         LocalRay(2, threads=1)
     assert "gpus_per_node: 1" in str(refused.value)

@@ -1,0 +1,51 @@
+"""A run on two nodes of a Ray cluster, real raylets on this machine: one leaves, and the run says which."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from ray.cluster_utils import Cluster
+
+SETS = [
+    "parallel.dp=2",
+    "cluster.nodes=2",
+    "checkpoints.every=2",
+    "checkpoints.hf=false",
+    "eval.datasets=[]",
+    "eval.every=null",
+]
+
+
+@pytest.fixture
+def cluster():
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()
+
+
+def test_a_node_that_leaves_ends_the_run_by_name_and_its_checkpoints_stay(world, cluster):
+    run = world.folder / "two"
+    command = [sys.executable, "-m", "rlcore.cli.main", "train", world.recipe, "--run-dir", run, "--quiet"]
+    sets = [f"--set={one}" for one in [*SETS, "train.steps=1000", f"cluster.address={cluster.address}"]]
+    process = subprocess.Popen([*command, *sets], stderr=subprocess.PIPE, text=True)
+    while not (run / "checkpoints/step-000002/state.json").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    (node,) = cluster.worker_nodes
+    (raylet,) = node.all_processes["raylet"]
+    raylet.process.kill()
+    _, message = process.communicate()
+    assert process.returncode == 1
+    assert f"trainer rank 1 (node {node.node_ip_address}, pid " in message
+    assert "its node has left the cluster" in message
+    assert f"rlcore train --resume --run-dir {run}" in message
+    assert "Traceback" not in message
+    assert (run / "logs/trainer-1.log").exists()
+
+    saved = int(sorted(run.glob("checkpoints/step-*"))[-1].name.removeprefix("step-"))
+    alone = ["cluster.nodes=1", "parallel.dp=null", f"train.steps={saved + 1}"]
+    assert world.train("two", *SETS, *alone, flags=["--resume", "--cluster", "local"]) == 0
+    assert world.rows("two")[-1]["step"] == saved + 1
