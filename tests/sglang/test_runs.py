@@ -66,7 +66,8 @@ def test_an_argument_that_this_release_has_not_stops_before_anything_starts(reci
 
 
 def test_a_server_that_cannot_start_is_explained_with_its_last_words(recipe, tmp_path, capsys):
-    assert train(recipe, tmp_path / "run", "--set", "rollout.sglang.args.context_length=100000") == 1
+    settings = ("rollout.num_gpus=1", "rollout.sglang.args.context_length=100000")
+    assert train(recipe, tmp_path / "run", *(word for one in settings for word in ("--set", one))) == 1
     message = capsys.readouterr().err
     assert "ended with exit status" in message
     assert "context" in message
