@@ -133,15 +133,19 @@ def _stage_key(number: int) -> str:
 
 
 def _optimizer(state: TrainingState, weights: Mapping[str, Any], *, is_loading: bool) -> dict[int, Any]:
-    """Moments and master weights, by the names of their parameters.
+    """Moments and master weights, by the names of their parameters; zeros before the first step.
 
     Experts have an optimizer of their own where they are parallel, and none elsewhere. Megatron puts that into
     its names, and its groups of parameters into the checkpoint; here each part is asked for tensors alone, so
     that a checkpoint does not tell how many optimizers wrote it.
     """
+    parts = state.optimizer.chained_optimizers
+    for part in parts:
+        if part.init_state_fn and not is_loading:
+            part.init_state_fn(part.optimizer, part.config)
     return {
         number: part.sharded_state_dict(weights, is_loading=is_loading, metadata=_metadata())["param_state"]
-        for number, part in enumerate(state.optimizer.chained_optimizers)
+        for number, part in enumerate(parts)
     }
 
 

@@ -180,6 +180,21 @@ def test_a_resumed_run_continues_bit_for_bit(make_trainer, make_samples, tmp_pat
         assert torch.equal(ours, theirs), name
 
 
+def test_a_run_whose_first_step_was_left_out_resumes_as_if_it_had_only_begun(
+    make_trainer, make_samples, tmp_path
+):
+    first, second = make_samples(LENGTHS, seed=1), make_samples(LENGTHS, seed=2)
+    whole, resumed = make_trainer(), make_trainer()
+    for one in (whole, resumed):
+        one.prepare_optimizer(OPTIMIZER, total_steps=9)
+    nowhere = [dataclasses.replace(sample, advantages=[math.nan] * sample.response_length) for sample in first]
+    assert whole.train_step(nowhere, policy())["skipped"] == 1.0
+    whole.save(tmp_path / "state")
+    resumed.load(tmp_path / "state")
+    for batch in (first, second):
+        assert resumed.train_step(batch, policy()) == whole.train_step(batch, policy())
+
+
 def test_a_save_in_the_background_holds_what_was_there_when_it_began(make_trainer, make_samples, tmp_path):
     first, second, third = (make_samples(LENGTHS, seed=seed) for seed in range(3))
     trainer, resumed = make_trainer(), make_trainer()
