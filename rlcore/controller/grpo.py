@@ -19,6 +19,7 @@ from rlcore.controller.policy import Policy
 from rlcore.controller.selection import AlgorithmPlugins
 from rlcore.controller.session import Session
 from rlcore.controller.sync import sync_weights
+from rlcore.controller.verification import Verifier
 from rlcore.data.prompts import PromptSource
 from rlcore.data.sample import Sample
 from rlcore.data.train_sample import TrainSample
@@ -58,6 +59,8 @@ class Grpo:
         self._evaluations = evaluations
         self._session = session
         self._engine_is_fresh = False
+        self._verifier = Verifier.from_recipe(recipe, actors.policy)
+        self._synced: dict[str, float] = {}
 
     async def run(self, total_steps: int) -> None:
         """Train until `total_steps` are done, evaluating and saving as the recipe says."""
@@ -102,7 +105,7 @@ class Grpo:
             state = await pipeline.settle()
         # Nothing is awaited from here to the end of the step.
         metrics = {**rollout_metrics(samples), **staleness_metrics(samples, session.done), **rollout.metrics}
-        session.end_step({**metrics, **trained}, state)
+        session.end_step({**metrics, **trained, **self._synced}, state)
 
     def _train(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Turn a rollout into one or more optimizer steps; returns their metrics, averaged."""
@@ -158,16 +161,15 @@ class Grpo:
         """Give the engine the trainer's weights, unless it has them."""
         if self._engine_is_fresh:
             return
-        engine = self._actors.engine
+        engine, version = self._actors.engine, self._session.done
         with self._session.timer("sync"):
             # Requests that run have their past computed anew: a token's log-prob is of its version alone.
             await engine.pause("retract")
             try:
-                await sync_weights(
-                    engine, self._actors.policy, self._session.done, self._recipe.sync.bucket_mib
-                )
+                report = await sync_weights(engine, self._actors.policy, version, self._recipe.sync.bucket_mib)
             finally:
                 await engine.resume()
+            self._synced = {**report.metrics, **await self._verifier.check(engine, version)}
         self._engine_is_fresh = True
 
     async def _evaluate(self) -> None:

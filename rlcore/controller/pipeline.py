@@ -6,7 +6,7 @@ lost or trained twice. How a rollout is made is the generator's business, what a
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -19,6 +19,7 @@ from rlcore.rollout.responses import OnProgress
 from rlcore.rollout.stream import Stream
 
 Metrics = dict[str, float]
+T = TypeVar("T")
 # Key of a run's state under which stands what is ahead of training.
 AHEAD = "ahead"
 
@@ -209,11 +210,11 @@ class Continuous:
         await self._stream.close()
 
 
-async def beside_the_loop(work: Callable[[], Metrics]) -> Metrics:
+async def beside_the_loop(work: Callable[[], T]) -> T:
     """Run blocking work on a thread, to its end; a cancellation is raised by the caller's next await."""
     threads = torch.get_num_threads()
 
-    def run() -> Metrics:
+    def run() -> T:
         # A new thread would begin with the number that the local engine happens to compute with.
         torch.set_num_threads(threads)
         return work()

@@ -1,7 +1,7 @@
 """Policy: the model in training as the loops use it, on however many ranks it is spread."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +11,7 @@ from rlcore.data.train_sample import TrainSample
 if TYPE_CHECKING:
     import torch
 
+    from rlcore.sync.parcel import Packing, Parcel
     from rlcore.trainer.objectives import Objective
 
 T = TypeVar("T")
@@ -54,12 +55,25 @@ class Policy:
         metrics: dict[str, float] = self.group.call("train_step", samples, objective)[0]
         return metrics
 
-    def weights(self, most_bytes: int) -> "Iterator[dict[str, torch.Tensor]]":
-        """The current weights by hub name, in bundles of at most `most_bytes`; a larger tensor comes alone."""
-        bucket = self.group.call("first_weights", most_bytes)[0]
-        while bucket:
-            yield bucket
-            bucket = self.group.call("next_weights")[0]
+    def weights(
+        self, most_bytes: int, packing: "Packing | None" = None
+    ) -> "Generator[dict[str, torch.Tensor] | Parcel, None, None]":
+        """The current weights by hub name, in bundles of at most `most_bytes`; a larger module comes alone.
+
+        As tensors, or packed for servers. To end before the last one, `close` the iterator.
+        """
+        bucket = self.group.call("first_weights", most_bytes, packing)[0]
+        try:
+            while bucket:
+                yield bucket
+                bucket = self.group.call("next_weights")[0]
+        except GeneratorExit:
+            self.give_up_weights()
+            raise
+
+    def give_up_weights(self) -> None:
+        """Let go whoever waits for a bundle that does not come."""
+        self.group.call("give_up_weights")
 
     def save(self, folder: Path) -> None:
         """Write everything that training needs to go on."""

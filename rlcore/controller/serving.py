@@ -8,13 +8,19 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
+from rlcore.bridge.fp8 import read_fp8_format
+from rlcore.config.schema import Recipe
 from rlcore.config.sglang_arguments import serving_arguments
 from rlcore.controller.preparation import Prepared
+from rlcore.models.hf_config import read_hf_config
 from rlcore.rollout.sglang.arguments import ServerPlace, router_command, server_command
-from rlcore.rollout.sglang.disk_update import disk_updates
-from rlcore.rollout.sglang.engine import SGLangEngine, open_engine
+from rlcore.rollout.sglang.broadcast_updates import BroadcastTransport
+from rlcore.rollout.sglang.disk_update import DiskTransport
+from rlcore.rollout.sglang.engine import SGLangEngine, Updates, open_engine
 from rlcore.rollout.sglang.server import ServerProcess, free_port
+from rlcore.rollout.sglang.updates import TensorTransport, served_updates
 
 HOST = "127.0.0.1"
 ROUTER_READY = "/readiness"
@@ -36,7 +42,7 @@ async def running_servers(prepared: Prepared, logs: Path) -> AsyncIterator[SGLan
             router = await _launch_router(prepared, urls, logs, ends)
         engine = await open_engine(
             urls,
-            disk_updates(Path(scratch, "weights"), checkpoint),
+            _updates(prepared.recipe, checkpoint, Path(scratch)),
             vocab_size=prepared.model.spec.vocab_size,
             router=router,
             processes=servers,
@@ -46,6 +52,20 @@ async def running_servers(prepared: Prepared, logs: Path) -> AsyncIterator[SGLan
             yield engine
         finally:
             await engine.close()
+
+
+def _updates(recipe: Recipe, checkpoint: Path, scratch: Path) -> Updates:
+    """The way of weights that the recipe names, in the servers' own format."""
+    fp8 = read_fp8_format(checkpoint, read_hf_config(checkpoint))
+    way = recipe.sync.transport
+    if way == "auto":
+        way = "tensor" if recipe.cluster.colocate else "broadcast"
+    if way == "tensor":
+        return served_updates(TensorTransport(fp8=fp8))
+    if way == "broadcast":
+        backend: Literal["gloo", "nccl"] = "nccl" if recipe.cluster.gpus_per_node else "gloo"
+        return served_updates(BroadcastTransport(backend, fp8=fp8))
+    return served_updates(DiskTransport(scratch / "weights", checkpoint, delta=way == "delta", fp8=fp8))
 
 
 async def _launch(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from rlcore.sync.parcel import Packing, Parcel
+
 FinishReason = Literal["stop", "length", "abort"]
 PauseMode = Literal["retract", "in_place", "abort"]
 
@@ -70,10 +72,19 @@ class LostError(Exception):
 
 
 class WeightUpdate(Protocol):
-    """An open weight update. Leaving its context commits; an exception rolls back to the old weights."""
+    """An open weight update. Leaving its context commits; an exception rolls back to the old weights.
 
-    async def send(self, bucket: "Mapping[str, torch.Tensor]") -> None:
-        """Hand over some tensors by hub name. Raises RlcoreError for a name or shape that the model lacks."""
+    `packing` says how a trainer may pack tensors where they are, for an engine elsewhere.
+    """
+
+    @property
+    def packing(self) -> "Packing | None": ...
+
+    async def send(self, bucket: "Mapping[str, torch.Tensor] | Parcel") -> None:
+        """Hand over some tensors by hub name, or a parcel of them that is packed as `packing` says.
+
+        Raises RlcoreError for a name or shape that the model lacks.
+        """
         ...
 
 

@@ -44,6 +44,8 @@ class StagedUpdate:
     `left_out` names what the checkpoint has and transformers does not run, such as layers that draft tokens.
     """
 
+    packing = None
+
     def __init__(self, targets: Mapping[str, torch.Tensor], left_out: Collection[str] = ()) -> None:
         self._targets = targets
         self._left_out = left_out

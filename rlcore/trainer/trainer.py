@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
@@ -33,14 +32,15 @@ from rlcore.models.measures import measures
 from rlcore.models.mtp import freeze_mtp
 from rlcore.models.spec import ModelSpec
 from rlcore.ranks import from_all_ranks
+from rlcore.sync.parcel import Packing, Parcel
 from rlcore.trainer.agreement import compare, own_selections
 from rlcore.trainer.batch import MicroBatch
-from rlcore.trainer.buckets import buckets
 from rlcore.trainer.checkpoint import is_torch_dist, load_state, load_weights, start_saving
 from rlcore.trainer.guard import BadStepError
 from rlcore.trainer.metrics import Tally, Totals, summary, tally
 from rlcore.trainer.objectives import Objective
 from rlcore.trainer.optimizer import TrainingState, is_training_field
+from rlcore.trainer.outgoing import Outgoing
 from rlcore.trainer.routing import routing_metrics
 from rlcore.trainer.scoring import Scorer
 from rlcore.trainer.share import Share, share_of, speaks
@@ -129,7 +129,7 @@ class Trainer:
         self._reference_checkpoint = reference or start
         self._device = next(self.stages[0].parameters()).device
         self.exporter = Exporter(self.stages, bridge)
-        self._leaving: Iterator[dict[str, torch.Tensor]] = iter(())
+        self._outgoing = Outgoing(self.exporter, self._device)
 
     @property
     def step(self) -> int:
@@ -220,18 +220,23 @@ class Trainer:
             raise self._not_finite(trained if speaks() else [], samples, metrics)
         return metrics
 
-    def first_weights(self, most_bytes: int) -> dict[str, torch.Tensor]:
-        """The first bundle of the current weights by hub name: at most `most_bytes`, or one larger tensor.
+    def first_weights(
+        self, most_bytes: int, packing: Packing | None = None
+    ) -> dict[str, torch.Tensor] | Parcel:
+        """The first bundle of the current weights by hub name: at most `most_bytes`, or one larger module.
 
-        All ranks take part; rank 0 alone is given tensors.
+        As tensors, or packed for servers. All ranks take part; rank 0 alone is given something.
         """
-        self._leaving = buckets(self.exporter, most_bytes)
-        return self.next_weights()
+        self._enter("weights for the engine")
+        return self._outgoing.first(most_bytes, packing)
 
-    def next_weights(self) -> dict[str, torch.Tensor]:
+    def next_weights(self) -> dict[str, torch.Tensor] | Parcel:
         """The bundle after the last one, empty after all."""
-        bucket = next(self._leaving, {})
-        return bucket if dist.get_rank() == 0 else {}
+        return self._outgoing.next()
+
+    def give_up_weights(self) -> None:
+        """No more bundles are asked for; those who wait for one are let go."""
+        self._outgoing.give_up()
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer, schedule and random states in torch_dist format.

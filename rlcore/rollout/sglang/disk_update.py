@@ -1,60 +1,61 @@
-"""The plainest way of weights to servers: a folder that all of them can read, loaded at once at the end.
+"""Weights to servers by way of a folder that all of them can read, loaded at once at the end.
 
 Nothing reaches a server before everything is written, so that what fails earlier changes nothing.
 """
 
-import asyncio
 import shutil
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from safetensors.torch import save_file
-
-from rlcore.rollout.sglang.client import UPDATE_SECONDS, Client
+from rlcore.rollout.sglang.client import Client
 from rlcore.rollout.sglang.engine import Updates
+from rlcore.rollout.sglang.updates import post_all, served_updates
+from rlcore.sync.parcel import Packing, Parcel
 
-if TYPE_CHECKING:
-    import torch
 
+class DiskTransport:
+    """With `delta`, servers that have the last version are given what has changed since, others everything."""
 
-class DiskUpdate:
-    """Writes each bucket to a file; `load` has servers read them."""
+    partial = False
 
-    def __init__(self, folder: Path, checkpoint: Path) -> None:
-        """`folder` is made anew, with the configuration of `checkpoint` in it."""
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for file in checkpoint.glob("*.json"):
-            if not file.name.endswith(".index.json"):
-                shutil.copy(file, folder)
-        self.torn = False
+    def __init__(self, folder: Path, checkpoint: Path, *, delta: bool = False, **packing: Any) -> None:
+        """`folder` is made anew for each update, with the configuration of `checkpoint` in it.
+
+        `packing` are fields of every update's Packing.
+        """
         self._folder = folder
-        self._files = 0
+        self._checkpoint = checkpoint
+        self._packing = packing
+        self._delta = delta
+        self._holders: Sequence[Client] = ()
+        self._held: int | None = None
 
-    async def send(self, bucket: "Mapping[str, torch.Tensor]") -> None:
-        self._files += 1
-        tensors = {name: tensor.contiguous() for name, tensor in bucket.items()}
-        file = self._folder / f"model-{self._files:05d}.safetensors"
-        await asyncio.to_thread(save_file, tensors, file, metadata={"format": "pt"})
+    async def prepare(self, workers: Sequence[Client], version: int) -> Packing:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        for file in self._checkpoint.glob("*.json"):
+            if not file.name.endswith(".index.json"):
+                shutil.copy(file, self._folder)
+        since = self._held if all(worker in self._holders for worker in workers) else None
+        # Until the update succeeds, nobody knows what servers have.
+        self._holders, self._held, self._version = (), None, version
+        return Packing("disk", version, folder=self._folder, digests=self._delta, since=since, **self._packing)
 
-    async def load(self, workers: Sequence[Client]) -> None:
-        self.torn = True
-        body = {"model_path": str(self._folder), "flush_cache": False}
-        route = "/update_weights_from_disk"
-        await asyncio.gather(*(worker.post(route, body, timeout=UPDATE_SECONDS) for worker in workers))
-        self.torn = False
+    async def deliver(self, workers: Sequence[Client], parcel: Parcel) -> None:
+        """Written it is already, and servers load all at once."""
+
+    async def commit(self, workers: Sequence[Client]) -> None:
+        if any(self._folder.glob("*.safetensors")):
+            body = {"model_path": str(self._folder), "flush_cache": False}
+            await post_all(workers, "/update_weights_from_disk", [body] * len(workers))
+        shutil.rmtree(self._folder)
+        self._holders, self._held = list(workers), self._version
+
+    async def give_up(self, workers: Sequence[Client]) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def disk_updates(folder: Path, checkpoint: Path) -> Updates:
-    """A transport by way of a folder."""
-
-    @asynccontextmanager
-    async def update(workers: Sequence[Client], version: int) -> AsyncIterator[DiskUpdate]:
-        opened = DiskUpdate(folder, checkpoint)
-        yield opened
-        await opened.load(workers)
-        shutil.rmtree(folder)
-
-    return update
+    """Updates by way of a folder; see `DiskTransport`."""
+    return served_updates(DiskTransport(folder, checkpoint))

@@ -1,6 +1,6 @@
 import torch
 
-from rlcore.trainer.buckets import buckets
+from rlcore.sync.buckets import buckets
 
 
 def sizes(tensors, most_bytes):

@@ -1,0 +1,77 @@
+"""The sender's end of a process group with servers. It starts broadcasts and never waits inside one.
+
+Who receives says over HTTP whether it did; if a server refuses, the sender leaves, which ends the wait of the
+others.
+"""
+
+from contextlib import suppress
+from datetime import timedelta
+
+import torch.distributed as dist
+from torch import Tensor
+
+from rlcore.errors import fail
+from rlcore.sync.parcel import Meeting
+
+# Servers are asked to join at the same time.
+JOIN_SECONDS = 120.0
+# Longer than any bundle takes; a server that stands still is found out earlier, by its silence.
+SEND_SECONDS = 900.0
+
+
+class Broadcaster:
+    """Rank 0 of a meeting. Raises RlcoreError if not everyone comes in time."""
+
+    def __init__(self, meeting: Meeting) -> None:
+        self.meeting = meeting
+        self._work: dist.Work | None = None
+        try:
+            self._group = _join(meeting)
+        except (RuntimeError, ValueError) as error:
+            where = f"{meeting.host}:{meeting.port}"
+            message = (
+                f"not all of {meeting.size - 1} server ranks came to {where}: {str(error).splitlines()[0]}"
+            )
+            raise fail(
+                "weight sync by broadcast", message, "look into logs/, or sync: {transport: disk}"
+            ) from None
+
+    def send(self, flat: Tensor) -> None:
+        """Start to send bytes to all others; the last ones have arrived, or never will."""
+        self._work = self._group.broadcast(flat, 0)
+
+    def leave(self) -> None:
+        """Give up what is on its way; whoever waits for it hears of an error."""
+        self._work = None
+        with suppress(RuntimeError):
+            self._group.abort()
+        with suppress(RuntimeError, ValueError, AssertionError):
+            dist.destroy_process_group(self._group)
+
+
+def open_store(host: str, size: int) -> dist.TCPStore:
+    """A store where a meeting's members find one another. Closing it ends the wait of those that came."""
+    return dist.TCPStore(host, 0, size, is_master=True, wait_for_workers=False, timeout=_JOIN)
+
+
+_JOIN = timedelta(seconds=JOIN_SECONDS)
+
+
+def _join(meeting: Meeting) -> dist.ProcessGroup:
+    """As servers do: the names under which members look for one another have to be the same."""
+    store = dist.TCPStore(
+        meeting.host, meeting.port, meeting.size, is_master=False, wait_for_workers=False, timeout=_JOIN
+    )
+    named = dist.PrefixStore(meeting.name, store)
+    group: dist.ProcessGroup
+    group, _ = dist.distributed_c10d._new_process_group_helper(
+        meeting.size,
+        0,
+        [],
+        dist.Backend(meeting.backend),
+        named,
+        group_name=meeting.name,
+        timeout=_JOIN,
+    )
+    group.set_timeout(timedelta(seconds=SEND_SECONDS))
+    return group
