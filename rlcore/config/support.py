@@ -38,19 +38,20 @@ def _features(recipe: Recipe) -> Iterator[Unbuilt]:
 
 def _cluster(recipe: Recipe) -> Iterator[Unbuilt]:
     cluster = recipe.cluster
-    yield Unbuilt("cluster.nodes", cluster.nodes > 1, "training on several nodes", "nodes: 1")
+    yield Unbuilt(
+        "cluster.nodes",
+        cluster.nodes > 1 and not cluster.address,
+        "training on several nodes",
+        "--cluster ray on one of them, once a cluster is up: rlcore cluster up --hostfile FILE",
+        "needs a Ray cluster to join",
+    )
     yield Unbuilt(
         "cluster.colocate", cluster.colocate, "sharing GPUs between trainer and engines", "colocate: false"
     )
-    yield Unbuilt(
-        "cluster.hostfile", cluster.hostfile is not None, "a cluster from a host file", "leave it out"
-    )
-    yield Unbuilt("cluster.address", cluster.address is not None, "joining a Ray cluster", "leave it out")
-    yield Unbuilt("cluster.env", bool(cluster.env), "an environment for workers", "export them in the shell")
 
 
 def _rollout(recipe: Recipe) -> Iterator[Unbuilt]:
-    rollout, sync = recipe.rollout, recipe.sync
+    rollout = recipe.rollout
     other = rollout.checkpoint not in (None, recipe.model.checkpoint)
     on_cpu = rollout.engine == "sglang" and not recipe.cluster.gpus_per_node
     on_gpus = rollout.engine == "sglang" and not on_cpu and not rollout.sglang.urls
@@ -58,12 +59,11 @@ def _rollout(recipe: Recipe) -> Iterator[Unbuilt]:
     yield Unbuilt(
         "rollout.sglang.config", bool(rollout.sglang.config) and on_cpu, "server groups", "leave it out"
     )
-    yield Unbuilt("rollout.checkpoint", other, "an engine checkpoint of its own", "leave it out")
+    own = other and rollout.engine == "local"
+    yield Unbuilt("rollout.checkpoint", own, "a checkpoint of its own for the local engine", "leave it out")
     yield Unbuilt(
         "rollout.num_gpus", rollout.num_gpus > 0 and not on_cpu, "GPUs only for generation", "num_gpus: 0"
     )
-    way = sync.transport not in ("auto", "tensor")
-    yield Unbuilt("sync.transport", way, f"transport {sync.transport!r}", "transport: auto")
 
 
 def _training(recipe: Recipe) -> Iterator[Unbuilt]:
