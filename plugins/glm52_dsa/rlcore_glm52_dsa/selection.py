@@ -35,6 +35,8 @@ def select(
             seen = range(int(first[rows].min()), int(last[rows].max()) + 1, keys)
             spans = first_t[rows], last_t[rows]
             best_tk = _best(query_tid[rows], key_Td, weight_ti[rows], spans, seen, k)
+            if int((last[rows] - first[rows]).min()) + 1 < k:
+                best_tk = best_tk.sort().values
         index_tk[rows] = best_tk.masked_fill(best_tk > last_t[rows, None], -1)
     return index_tk
 
@@ -42,7 +44,7 @@ def select(
 def _best(
     query_tid: Tensor, key_Td: Tensor, weight_ti: Tensor, spans: tuple[Tensor, Tensor], seen: range, k: int
 ) -> Tensor:
-    """Places [t, k] of the best keys in the tiles that start at `seen`; impossible ones where keys lack."""
+    """Places [t, k] of the best keys in the tiles that start at `seen`, unordered; too high where keys lack."""
     first_t1, last_t1 = (bound_t[:, None] for bound_t in spans)
     best_tk = weight_ti.new_empty(len(query_tid), 0, dtype=torch.float32)
     place_tk = torch.empty_like(best_tk, dtype=torch.int64)
@@ -53,7 +55,8 @@ def _best(
         score_ts.masked_fill_((place_s < first_t1) | (place_s > last_t1), -torch.inf)
         best_tk = torch.cat([best_tk, score_ts], 1)
         place_tk = torch.cat([place_tk, place_s.expand(len(score_ts), -1)], 1)
-        best_tk, chosen_tk = best_tk.topk(min(k, best_tk.shape[1]))
+        # To sort them would take longer than to find them.
+        best_tk, chosen_tk = best_tk.topk(min(k, best_tk.shape[1]), sorted=False)
         place_tk = place_tk.gather(1, chosen_tk)
     return place_tk.masked_fill(best_tk == -torch.inf, len(key_Td))
 

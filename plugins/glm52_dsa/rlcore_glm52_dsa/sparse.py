@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Numbers in the gathered keys of a block: as many as a CPU keeps near, as a GPU takes to be busy.
-_BLOCK = {"cpu": 2**20, "cuda": 2**26}
+_BLOCK = {"cpu": 2**19, "cuda": 2**26}
 
 
 def attend(query_thd: Tensor, key_Td: Tensor, index_tk: Tensor, scale: float, value_width: int) -> Tensor:
@@ -59,17 +60,19 @@ class _Attention(torch.autograd.Function):
         query_thd, key_Td, index_tk, out_thv, log_sum_th = ctx.saved_tensors
         query_grad_thd = torch.empty_like(query_thd)
         key_grad_Td = torch.zeros_like(key_Td, dtype=torch.float32)
-        values = slice(out_thv.shape[-1])
+        rest = query_thd.shape[-1] - out_thv.shape[-1]
         for rows in blocks(query_thd, index_tk):
             query, grad = query_thd[rows].float(), grad_thv[rows].float()
             score_thk, key_tkd = _scores(query, key_Td, index_tk[rows], ctx.scale)
             p_thk = _probabilities(score_thk, log_sum_th[rows])
             mean_th1 = (grad * out_thv[rows]).sum(-1, keepdim=True)
-            score_grad_thk = (grad @ key_tkd[..., values].mT).sub_(mean_th1).mul_(p_thk).mul_(ctx.scale)
+            grad = F.pad(grad, (0, rest))
+            score_grad_thk = (grad @ key_tkd.mT).sub_(mean_th1).mul_(p_thk).mul_(ctx.scale)
             query_grad_thd[rows] = score_grad_thk @ key_tkd
-            key_grad_tkd = score_grad_thk.mT @ query
-            key_grad_tkd[..., values] += p_thk.mT @ grad
-            key_grad_Td.index_add_(0, index_tk[rows].clamp(min=0).flatten(), key_grad_tkd.flatten(0, 1))
+            # Both ways to a key in one product, and int64: small products and other indices are slow on CPUs.
+            key_grad_tkd = torch.cat([score_grad_thk, p_thk], 1).mT @ torch.cat([query, grad], 1)
+            place = index_tk[rows].clamp(min=0).flatten().long()
+            key_grad_Td.index_add_(0, place, key_grad_tkd.flatten(0, 1))
         return query_grad_thd, key_grad_Td.to(key_Td.dtype), None, None, None
 
 
