@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from rlcore.errors import fail
 from rlcore.models.forward import PolicyModel
+from rlcore.trainer.moments import Moments
 from rlcore.trainer.optimizer import TrainingState
 from rlcore.trainer.setup import seed_everything
 from rlcore.trainer.state_writer import StateWriter
@@ -38,9 +39,11 @@ def start_saving(state: TrainingState, folder: Path, *, snapshot: bool) -> State
         "guard": state.guard.state_dict(),
     }
     weights = _weights(_policies(state))
+    moments = _moments(state, weights)
     return StateWriter(
-        {**weights, **common, "optimizer": _optimizer(state, weights, is_loading=False), "random": _random()},
+        {**weights, **common, "optimizer": _sharded(moments), "random": _random()},
         folder,
+        moments,
         snapshot=snapshot,
     )
 
@@ -73,7 +76,7 @@ def load_state(state: TrainingState, folder: Path, seed: int) -> bool:
     common = dist_checkpointing.load_common_state_dict(str(folder))
     same_layout: bool = common["layout"] == _layout()
     weights = _weights(_policies(state))
-    asked = {**weights, "optimizer": _optimizer(state, weights, is_loading=True)}
+    asked = {**weights, "optimizer": _sharded(_moments(state, weights))}
     loaded = _load(asked | ({"random": _random()} if same_layout else {}), folder)
     _fill(_policies(state), loaded)
     state.schedule.num_steps = 0
@@ -132,21 +135,17 @@ def _stage_key(number: int) -> str:
     return f"model{number}"
 
 
-def _optimizer(state: TrainingState, weights: Mapping[str, Any], *, is_loading: bool) -> dict[int, Any]:
-    """Moments and master weights, by the names of their parameters; zeros before the first step.
+def _moments(state: TrainingState, weights: Mapping[str, Any]) -> list[Moments]:
+    """Those of each optimizer: experts have one of their own where they are parallel, and none elsewhere.
 
-    Experts have an optimizer of their own where they are parallel, and none elsewhere. Megatron puts that into
-    its names, and its groups of parameters into the checkpoint; here each part is asked for tensors alone, so
-    that a checkpoint does not tell how many optimizers wrote it.
+    Megatron puts that into its names, and its groups of parameters into the checkpoint; here each is asked for
+    tensors alone, so that a checkpoint does not tell how many optimizers wrote it.
     """
-    parts = state.optimizer.chained_optimizers
-    for part in parts:
-        if part.init_state_fn and not is_loading:
-            part.init_state_fn(part.optimizer, part.config)
-    return {
-        number: part.sharded_state_dict(weights, is_loading=is_loading, metadata=_metadata())["param_state"]
-        for number, part in enumerate(parts)
-    }
+    return [Moments(part, weights) for part in state.optimizer.chained_optimizers]
+
+
+def _sharded(moments: Sequence[Moments]) -> dict[int, Any]:
+    return {number: one.sharded for number, one in enumerate(moments)}
 
 
 def _fill_optimizer(state: TrainingState, loaded: Mapping[int, Any]) -> None:

@@ -6,7 +6,7 @@ the main program again and outlives it. Here a plain thread can write, while tra
 
 import errno
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.utils import _DistWrapper
 
 from rlcore.errors import Problem, raise_if_any
 from rlcore.ranks import from_all_ranks
+from rlcore.trainer.moments import Moments, address
 
 COMMON = "common.pt"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,10 +41,13 @@ class StateWriter:
 
     `state` holds Megatron's sharded tensors and objects; the rest of it is equal on all ranks. With `snapshot`
     tensors are copied to host memory first, so that they may change before they are written. What
-    data-parallel ranks hold alike is shared out, so that each tensor is written once, by one of them.
+    data-parallel ranks hold alike is shared out, so that each tensor is written once, by one of them; of
+    `moments`, which `state` describes, only that is read.
     """
 
-    def __init__(self, state: Mapping[str, Any], folder: Path, *, snapshot: bool) -> None:
+    def __init__(
+        self, state: Mapping[str, Any], folder: Path, moments: Sequence[Moments], *, snapshot: bool
+    ) -> None:
         self._folder = folder
         self._results: list[WriteResult] = []
         self._thread: threading.Thread | None = None
@@ -54,6 +58,10 @@ class StateWriter:
             parallel_state.get_data_parallel_group(with_context_parallel=True),
         ).apply_saving_parallelization(sharded)
         mine, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded, keep_only_main_replica=True)
+        storages = {address(part.data) for part in nested_values(mine) if _is_moment(part)}
+        assert storages <= set().union(*(one.storages for one in moments)), "a copy would stay empty"
+        for one in moments:
+            one.fill(storages)
         if snapshot:
             _copy_to_host(mine)
         self._plan(mcore_to_pyt_state_dict(mine, False))
@@ -116,9 +124,13 @@ class StateWriter:
 
 def _copy_to_host(tensors: Any) -> None:
     for part in nested_values(tensors):
-        # Optimizer states are copies as they come: Megatron gathers them from the ranks that own them.
-        if isinstance(part, ShardedTensor) and not part.key.startswith("optimizer."):
+        # Moments are copies as they come.
+        if isinstance(part, ShardedTensor) and not _is_moment(part):
             part.data = part.data.detach().to("cpu", copy=True)
+
+
+def _is_moment(part: Any) -> bool:
+    return isinstance(part, ShardedTensor) and part.key.startswith("optimizer.")
 
 
 def _problem(folder: Path, error: Exception) -> Problem:
