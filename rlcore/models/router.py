@@ -8,8 +8,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.transformer.moe.moe_layer import MoELayer
-from megatron.core.transformer.moe.moe_utils import topk_routing_with_score_function
+from megatron.core.transformer.moe.moe_utils import (
+    MoEAuxLossAutoScaler,
+    topk_routing_with_score_function,
+    z_loss_func,
+)
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer
@@ -38,6 +43,38 @@ class PackedRouter(TopKRouter):
         if self.enable_expert_bias and torch.is_grad_enabled():
             self._count(logits.detach().flatten(0, -2), chosen_te, padding_mask)
         return probs_te, chosen_te
+
+    def attach_and_log_load_balancing_loss(
+        self,
+        activation: Tensor,
+        aux_loss_coeff: float,
+        aux_loss: Tensor,
+        aux_loss_name: str,
+        reduce_group: dist.ProcessGroup,
+        reduce_group_has_dp: bool = False,
+        valid_token_count: int | Tensor | None = None,
+    ) -> Tensor:
+        """Multiply a loss by all tokens that it is about, for the sum over tokens to be made of it.
+
+        Each rank of the group has its part of the loss, but Megatron counts a rank's own tokens only.
+        """
+        tokens = len(activation) if valid_token_count is None else valid_token_count
+        return super().attach_and_log_load_balancing_loss(
+            activation,
+            aux_loss_coeff,
+            aux_loss,
+            aux_loss_name,
+            reduce_group,
+            reduce_group_has_dp,
+            tokens * reduce_group.size(),
+        )
+
+    def apply_z_loss(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Add the z-loss (arXiv 2202.08906) of this rank's tokens. Megatron's divides their sum by ranks."""
+        coefficient = self.config.moe_z_loss_coeff
+        if coefficient is None or not (self.training and torch.is_grad_enabled()):
+            return logits
+        return MoEAuxLossAutoScaler.apply(logits, z_loss_func(logits, coefficient) * len(logits))
 
     def _apply_expert_bias(self, routing_map: Tensor, padding_mask: Tensor | None = None) -> None:
         """Leave counting to `routing`: Megatron's fails where there is padding."""

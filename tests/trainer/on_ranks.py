@@ -6,7 +6,7 @@ A program, because ranks are forks of a process that has Megatron imported and n
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,13 @@ CONFIG = {
     "pad_token_id": 0,
 }
 LENGTHS = [(5, 9), (3, 17), (8, 4), (2, 30), (6, 13)]
+# Every layout has each of these in a micro-batch of its own, without padding, which routers' own losses count.
+EVEN = [(8, 36), (4, 40)]
+ROUTERS = {
+    "moe_router_load_balancing_type": "aux_loss",
+    "moe_aux_loss_coeff": 0.1,
+    "moe_z_loss_coeff": 0.1,
+}
 OBJECTIVE = PolicyObjective(clip.policy_loss(ClipOptions()), Algorithm(entropy_coefficient=0.01))
 
 LAYOUTS = {
@@ -73,7 +80,7 @@ LAYOUTS = {
 }
 
 
-def samples() -> list[TrainSample]:
+def samples(lengths: Sequence[tuple[int, int]] = LENGTHS) -> list[TrainSample]:
     generator = torch.Generator().manual_seed(0)
     return [
         TrainSample(
@@ -84,7 +91,7 @@ def samples() -> list[TrainSample]:
             advantages=torch.randn(1, generator=generator).expand(response).tolist(),
             old_log_probs=[-5.0] * response,
         )
-        for number, (prompt, response) in enumerate(LENGTHS)
+        for number, (prompt, response) in enumerate(lengths)
     ]
 
 
@@ -94,9 +101,7 @@ def poisoned() -> list[TrainSample]:
     return [replace(first, advantages=[float("nan")] * first.response_length), *others]
 
 
-def try_layout(checkpoint: Path, layout: str) -> list[dict[str, Any]]:
-    """What each rank gets: log-probs, two steps, a step with a single sample, and steps with a bad sample."""
-    initialize(LAYOUTS[layout], seed=0)
+def trainer_of(checkpoint: Path, layout: str, megatron: Mapping[str, Any] | None = None) -> Trainer:
     spec = glm45_spec(CONFIG)
     trainer = Trainer(
         spec,
@@ -105,10 +110,18 @@ def try_layout(checkpoint: Path, layout: str) -> list[dict[str, Any]]:
         model=Model(checkpoint=str(checkpoint), dtype="float32"),
         parallel=LAYOUTS[layout],
         mtp=MTP(num_layers=1, train=True),
+        megatron=megatron,
         max_tokens_per_gpu=40,
         bad_steps=BadSteps(max_in_a_row=1),
     )
     trainer.prepare_optimizer(Optimizer(lr=1e-3), total_steps=9)
+    return trainer
+
+
+def try_layout(checkpoint: Path, layout: str) -> list[dict[str, Any]]:
+    """What each rank gets: log-probs, two steps, a step with a single sample, and steps with a bad sample."""
+    initialize(LAYOUTS[layout], seed=0)
+    trainer = trainer_of(checkpoint, layout)
     found = {
         "log_probs": plain(trainer.log_probs(samples())),
         "steps": [trainer.train_step(samples(), OBJECTIVE) for _ in range(2)],
@@ -116,6 +129,7 @@ def try_layout(checkpoint: Path, layout: str) -> list[dict[str, Any]]:
         "refused": message(lambda: trainer.train_step(poisoned(), OBJECTIVE)),
         "one sample": trainer.train_step(samples()[:1], OBJECTIVE),
         "reference": plain(trainer.reference_log_probs(samples())),
+        "losses of routers": trainer_of(checkpoint, layout, ROUTERS).train_step(samples(EVEN), OBJECTIVE),
     }
     return from_all_ranks(found)
 

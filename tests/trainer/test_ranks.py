@@ -50,6 +50,12 @@ def test_steps_are_those_of_one_process(results, alone, layout):
 
 
 @pytest.mark.parametrize("layout", PARALLEL)
+def test_losses_of_routers_weigh_as_much_as_in_one_process(results, alone, layout):
+    ours, theirs = results[layout][0]["losses of routers"], alone["losses of routers"]
+    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=2e-5)
+
+
+@pytest.mark.parametrize("layout", PARALLEL)
 def test_every_rank_returns_the_same_metrics(results, layout):
     first, *others = results[layout]
     for rank in others:
