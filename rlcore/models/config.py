@@ -54,6 +54,7 @@ def transformer_config(
     problems = megatron_problems(megatron_overrides) or [
         *_architecture_problems(spec, megatron_overrides),
         *_rotation_problems(spec, parallel, megatron_overrides),
+        *_tie_problems(spec, parallel, mtp_layers),
     ]
     raise_if_any(problems)
     fields = {
@@ -139,3 +140,10 @@ def _rotation_problems(spec: ModelSpec, parallel: Parallel, overrides: Mapping[s
     if parallel.cp > 1 and spec.cp_layout == "contiguous" and overrides.get("apply_rope_fusion"):
         message = "rotates zigzag pieces of sequences only, and this model's are contiguous under parallel.cp"
         yield Problem("megatron.apply_rope_fusion", message, "leave it out")
+
+
+def _tie_problems(spec: ModelSpec, parallel: Parallel, mtp_layers: int) -> Iterator[Problem]:
+    """On a last stage, what MTP layers look up is a copy that nothing trains, and a tied output would be it."""
+    if spec.tied_embeddings and mtp_layers and parallel.pp > 1:
+        message = "does not go with tied embeddings and a pipeline: the output layer would not learn"
+        yield Problem("mtp.num_layers", message, "set it to 0, or parallel.pp to 1")

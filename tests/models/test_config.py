@@ -8,9 +8,9 @@ from rlcore.models.config import transformer_config
 
 @pytest.fixture
 def configure(make_spec):
-    def make(overrides=None, cp_layout="zigzag", **changes):
+    def make(overrides=None, cp_layout="zigzag", tied=False, **changes):
         arguments = {"parallel": Parallel(), "dtype": torch.float32, "recompute": Recompute(), **changes}
-        spec = make_spec(cp_layout=cp_layout)
+        spec = make_spec(cp_layout=cp_layout, tied_embeddings=tied)
         return transformer_config(spec, **arguments, megatron_overrides=overrides or {})
 
     return make
@@ -59,3 +59,11 @@ def test_a_field_that_is_not_the_users_is_refused(configure, name):
 def test_the_fused_rotation_is_refused_where_it_would_rotate_wrongly(configure):
     with pytest.raises(RlcoreError, match=r"megatron\.apply_rope_fusion"):
         configure({"apply_rope_fusion": True}, parallel=Parallel(cp=2), cp_layout="contiguous")
+
+
+def test_drafting_with_tied_embeddings_in_a_pipeline_is_refused(configure):
+    pipeline = Parallel(pp=2)
+    configure(tied=True, parallel=pipeline)
+    configure(tied=True, mtp_layers=1)
+    with pytest.raises(RlcoreError, match=r"mtp\.num_layers"):
+        configure(tied=True, mtp_layers=1, parallel=pipeline)
