@@ -5,14 +5,16 @@
 Prints JSON. A case is one layer's attention, forward and backward, of one sequence in fp32 on one thread,
 without projections, at an eighth of GLM-5.2's heads, widths and chosen keys: dense attention by torch's own
 kernel, which needs no square of scores; a layer that chooses keys and attends to them; one that attends to what
-another chose. Each runs in a process of its own; `mib` is what that grew by at its peak. `crossover` is the
-shortest length at which a layer takes less time than dense attention.
+another chose. Each runs in a process of its own; `mib_per_1k` is what that grew by at its peak, for each 1,024
+tokens: the same at every length where memory is linear. `crossover` is the shortest length at which a layer
+takes less time than dense attention.
 """
 
 import argparse
 import json
 import multiprocessing
 import resource
+import sys
 import time
 from collections.abc import Callable
 
@@ -56,11 +58,13 @@ def _drawn(*shape: int) -> Tensor:
 
 
 def measure(case: str, length: int, topk: int) -> dict[str, float]:
+    """CPU seconds, which other work on the machine changes little, and MiB for each 1,024 tokens."""
     torch.set_num_threads(1)
     CASES[case](64, topk)().sum().backward()
-    run, before, start = CASES[case](length, topk), _peak(), time.perf_counter()
+    run, before, start = CASES[case](length, topk), _peak(), time.process_time()
     run().sum().backward()
-    return {"seconds": round(time.perf_counter() - start, 3), "mib": round(_peak() - before)}
+    seconds = time.process_time() - start
+    return {"seconds": round(seconds, 3), "mib_per_1k": round((_peak() - before) * 1024 / length, 2)}
 
 
 def _peak() -> float:
@@ -72,15 +76,22 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--topk", type=int, default=256)
     args = parser.parse_args()
-    found: dict[str, dict[int, dict[str, float]]] = {}
+    found: dict[int, dict[str, dict[str, float]]] = {}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for case in CASES:
-            found[case] = {n: pool.apply(measure, (case, n, args.topk)) for n in args.lengths}
+        for length in args.lengths:
+            found[length] = {case: pool.apply(measure, (case, length, args.topk)) for case in CASES}
+            print(length, found[length], file=sys.stderr)
+    ratios = {length: _over_dense(at) for length, at in found.items()}
     crossover = {
-        case: next((n for n, at in found[case].items() if at["seconds"] < found["dense"][n]["seconds"]), None)
+        case: next((length for length, over in ratios.items() if over[case] < 1), None)
         for case in ("chooses", "shares")
     }
-    print(json.dumps({"topk": args.topk, **found, "crossover": crossover}, indent=2))
+    found_and_ratios = {"measured": found, "seconds_over_dense": ratios, "crossover": crossover}
+    print(json.dumps({"topk": args.topk, **found_and_ratios}, indent=2))
+
+
+def _over_dense(at: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {case: round(at[case]["seconds"] / at["dense"]["seconds"], 2) for case in ("chooses", "shares")}
 
 
 if __name__ == "__main__":
