@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    findings = [*_machine(), *_training(), *_accelerated(), *_plugins()]
+    findings = [*_machine(), *_proxies(), *_training(), *_accelerated(), *_plugins()]
     if args.json:
         print_json([asdict(finding) for finding in findings])
         return 0
@@ -67,6 +67,17 @@ def _gpus() -> Finding:
     if answer.returncode != 0:
         return Finding("GPUs", f"nvidia-smi fails: {answer.stdout.strip()}", False, "check the NVIDIA driver")
     return Finding("GPUs", "; ".join(answer.stdout.strip().splitlines()), True)
+
+
+def _proxies() -> list[Finding]:
+    """Variables that send what nodes and servers say to each other to a proxy."""
+    from rlcore.cluster.environment import proxies
+
+    found = proxies(os.environ)
+    if not found:
+        return []
+    words = f"{', '.join(found)} set; Ray and SGLang of several nodes do not find each other through a proxy"
+    return [Finding("proxies", words, False, f"unset {' '.join(found)}, before Ray starts on a node")]
 
 
 def _training() -> list[Finding]:

@@ -22,6 +22,7 @@ COMMANDS = {
     "verify": ("rlcore.cli.verify", "compare a checkpoint with its model plugin, tensor by tensor"),
     "reward": ("rlcore.cli.reward", "try a reward on a file of samples"),
     "report": ("rlcore.cli.report", "make one HTML page of a run"),
+    "cluster": ("rlcore.cli.cluster", "make a Ray cluster of the nodes of a host file, or end it"),
     "doctor": ("rlcore.cli.doctor", "tell what this machine has and what it lacks"),
 }
 

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,
+)
 from ray._private.services import get_ray_address_from_environment
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -37,6 +40,7 @@ class Node:
 
     id: str
     address: str
+    port: int
     gpus: int
     cpus: int
 
@@ -76,9 +80,13 @@ class ClusterRay:
         alive = [_node(record) for record in ray.nodes() if record["Alive"]]
         self.nodes = sorted(alive, key=lambda node: (node.id != here, *_order(node, hosts)))
 
+    def fit(self, gpus: int) -> list[Node]:
+        """The nodes with so many GPUs."""
+        return [node for node in self.nodes if node.gpus >= gpus and node.cpus]
+
     def choose(self, count: int, gpus: int) -> list[Node]:
         """The first `count` nodes with so many GPUs. Raises RlcoreError where there are fewer."""
-        fit = [node for node in self.nodes if node.gpus >= gpus and node.cpus]
+        fit = self.fit(gpus)
         if len(fit) < count:
             size = f" of {gpus} GPUs" if gpus else ""
             nodes = ", ".join(map(str, self.nodes))
@@ -124,15 +132,15 @@ class ClusterRay:
         return f"node {self._chosen[self._ranks[rank]].address}"
 
     def has_left(self, rank: int) -> bool:
-        return not any(one["Alive"] and one["NodeID"] == self._chosen_id(rank) for one in ray.nodes())
+        node = self._chosen[self._ranks[rank]]
+        # Ray gives a node up long after it has closed its port.
+        known = any(one["Alive"] and one["NodeID"] == node.id for one in ray.nodes())
+        return not (known and _answers(f"{node.address}:{node.port}"))
 
     def stop(self) -> None:
         # The placement group ends with the job, and its actors with it.
         ray.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _chosen_id(self, rank: int) -> str:
-        return self._chosen[self._ranks[rank]].id
 
 
 def _answers(address: str) -> bool:
@@ -149,6 +157,8 @@ def _join(address: str) -> None:
     # What Ray prints when a worker or a node dies, the group says in one line, with the rank.
     ray._private.worker.print_to_stdstream = be_quiet
     on_termination = signal.getsignal(signal.SIGTERM)
+    # `ray start` asks for the token that a machine has; `ray.init` does not send it to a given address.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         ray.init(address, namespace="rlcore", log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -164,7 +174,13 @@ def _join(address: str) -> None:
 
 def _node(record: Mapping[str, Any]) -> Node:
     has = record["Resources"]
-    return Node(record["NodeID"], record["NodeManagerAddress"], int(has.get("GPU", 0)), int(has.get("CPU", 0)))
+    return Node(
+        id=record["NodeID"],
+        address=record["NodeManagerAddress"],
+        port=record["NodeManagerPort"],
+        gpus=int(has.get("GPU", 0)),
+        cpus=int(has.get("CPU", 0)),
+    )
 
 
 def _order(node: Node, hosts: Sequence[str]) -> tuple[int, list[int], str]:

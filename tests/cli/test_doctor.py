@@ -15,6 +15,13 @@ def test_it_knows_the_machine(capsys):
     assert {"rlcore", "processor", "memory", "GPUs", "training", "sglang", "plugins"} <= set(findings(capsys))
 
 
+def test_proxies_that_would_come_between_nodes_are_named(capsys, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    proxies = findings(capsys)["proxies"]
+    assert proxies["good"] is False
+    assert "HTTPS_PROXY" in proxies["words"]
+
+
 def test_a_missing_extra_is_named_with_the_command_that_adds_it(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "installed_version", lambda name: None)
     training = findings(capsys)["training"]

@@ -104,6 +104,6 @@ def test_where_no_cluster_answers_the_address_is_refused():
 
 
 def test_nodes_stand_in_the_order_of_the_host_file_then_of_their_addresses():
-    nodes = [Node(str(index), f"10.0.0.{index}", 8, 8) for index in (10, 9, 2, 1)]
+    nodes = [Node(str(index), f"10.0.0.{index}", 6380, 8, 8) for index in (10, 9, 2, 1)]
     ordered = sorted(nodes, key=lambda node: _order(node, ["10.0.0.9"]))
     assert [node.address for node in ordered] == ["10.0.0.9", "10.0.0.1", "10.0.0.2", "10.0.0.10"]
