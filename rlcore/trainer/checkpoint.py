@@ -57,14 +57,7 @@ def load_weights(stages: Sequence[PolicyModel], folder: Path) -> None:
     """Read only the weights. Raises RlcoreError where `folder` holds none, or those of another model."""
     if not is_torch_dist(folder):
         raise fail(str(folder), "is no torch_dist checkpoint", "name a folder with a metadata.json")
-    try:
-        _fill(stages, _load(_weights(stages), folder))
-    except (CheckpointException, AssertionError) as error:
-        # Megatron asserts shapes; torch's reader collects what each rank ran into.
-        failures = error.failures.values() if isinstance(error, CheckpointException) else [(error, None)]
-        cause, _ = next(iter(failures))
-        remedy = "a checkpoint that was trained from model.checkpoint"
-        raise fail(str(folder), f"does not fit the model: {cause}", remedy) from None
+    _fill(stages, _load(_weights(stages), folder))
 
 
 def load_state(state: TrainingState, folder: Path, seed: int) -> bool:
@@ -94,7 +87,14 @@ def _load(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Read the parts that this rank asks for; what several ranks need, one of them reads for all."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), group)
-    return dist_checkpointing.load(asked, str(folder), sharded_strategy=strategy)
+    try:
+        return dist_checkpointing.load(asked, str(folder), sharded_strategy=strategy)
+    except (CheckpointException, AssertionError) as error:
+        # Megatron asserts shapes; torch's reader collects what each rank ran into.
+        failures = error.failures.values() if isinstance(error, CheckpointException) else [(error, None)]
+        cause, _ = next(iter(failures))
+        remedy = "a checkpoint that was trained from model.checkpoint"
+        raise fail(str(folder), f"does not fit the model: {cause}", remedy) from None
 
 
 def _layout() -> dict[str, int]:

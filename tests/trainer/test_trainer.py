@@ -318,16 +318,19 @@ def test_training_may_start_from_the_weights_of_a_saved_state(make_trainer, make
         assert torch.equal(ours, theirs), name
 
 
-def test_weights_of_another_model_are_refused(make_trainer, make_samples, tmp_path):
+def test_weights_and_states_of_another_model_are_refused(make_trainer, make_samples, tmp_path):
     trained = make_trainer()
     trained.prepare_optimizer(OPTIMIZER, total_steps=3)
     trained.train_step(make_samples(LENGTHS), SftObjective())
     trained.save(tmp_path / "state")
-    stages = make_trainer().stages
-    projection = stages[0].decoder.layers[0].mlp.linear_fc2
+    other = make_trainer()
+    projection = other.stages[0].decoder.layers[0].mlp.linear_fc2
     projection.weight = torch.nn.Parameter(projection.weight.detach()[:, :32].clone())
     with pytest.raises(RlcoreError, match="does not fit the model"):
-        load_weights(stages, tmp_path / "state")
+        load_weights(other.stages, tmp_path / "state")
+    other.prepare_optimizer(OPTIMIZER, total_steps=3)
+    with pytest.raises(RlcoreError, match="does not fit the model"):
+        other.load(tmp_path / "state")
 
 
 @pytest.mark.parametrize("saved_as", ["torch_dist", "Hugging Face"])
