@@ -50,18 +50,18 @@ async def sync_weights(engine: Engine, policy: Policy, version: int, bucket_mib:
         started = time.perf_counter()
         try:
             async with engine.weight_update(version) as update:
-                nbytes = await _send(policy, update, bucket_mib * MIB)
+                nbytes = await send_all(policy, update, bucket_mib * MIB)
             return SyncReport(nbytes, time.perf_counter() - started)
         except LostError as error:
             lost = error
     raise fail(f"sync of weights {version}", str(lost), "look into logs/ of the run, then resume it")
 
 
-async def _send(policy: Policy, update: WeightUpdate, most_bytes: int) -> int:
-    """Send all bundles, the next of which is made meanwhile; returns their bytes."""
+async def send_all(policy: Policy, update: WeightUpdate, most_bytes: int) -> int:
+    """Send an update all bundles, of which two are under way at a time; returns their bytes."""
     sent = 0
     loading: asyncio.Future[None] | None = None
-    # Two are under way at a time. Closed early, those who wait for the next are let go.
+    # Closed early, those who wait for the next are let go.
     with closing(policy.weights(most_bytes // 2, update.packing)) as bundles:
         try:
             while bundle := await beside_the_loop(partial(next, bundles, None)):

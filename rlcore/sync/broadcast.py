@@ -73,5 +73,7 @@ def _join(meeting: Meeting) -> dist.ProcessGroup:
         group_name=meeting.name,
         timeout=_JOIN,
     )
+    # Known to those functions of torch that end a group.
+    dist.distributed_c10d._world.pg_group_ranks[group] = {rank: rank for rank in range(meeting.size)}
     group.set_timeout(timedelta(seconds=SEND_SECONDS))
     return group
