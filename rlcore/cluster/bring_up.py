@@ -21,8 +21,10 @@ from rlcore.errors import Problem, RlcoreError, fail, raise_if_any
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 _AT_ONCE = 64
 _NODE = (sys.executable, "-m", "rlcore.cluster.node")
-# They would come between the nodes; workers have the environment that Ray was started in.
-_WITHOUT_PROXIES = ["env", *(word for name in PROXIES for one in (name, name.upper()) for word in ("-u", one))]
+# Proxies would come between the nodes. Left to itself, a head of Ray 2.60 makes a token that nobody else has;
+# here the network decides who may join, as with Ray before.
+_UNSET = [word for name in PROXIES for one in (name, name.upper()) for word in ("-u", one)]
+_ENVIRONMENT = ["env", *_UNSET, "RAY_AUTH_MODE=disabled"]
 
 
 T = TypeVar("T")
@@ -60,7 +62,7 @@ class Cluster:
         role = ["--head", f"--port={self.port}"] if head else [f"--address={self.address}"]
         ray = str(Path(sys.executable).with_name("ray"))
         return [
-            *_WITHOUT_PROXIES,
+            *_ENVIRONMENT,
             ray,
             "start",
             *role,

@@ -19,6 +19,7 @@ from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,
 )
 from ray._private.services import get_ray_address_from_environment
+from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -161,7 +162,7 @@ def _join(address: str) -> None:
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
         ray.init(address, namespace="rlcore", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = str(error).strip().splitlines()[0]
         remedy = "run it on a node of the cluster, or from elsewhere by ray job submit (docs/cluster.md)"
         raise fail(

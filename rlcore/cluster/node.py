@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rlcore.cluster.process_id import end, identify
@@ -37,7 +38,8 @@ def _start(log: Path, command: list[str]) -> int:
             print(f"{process.pid}:{found.started if found else ''}")
             return 0
         time.sleep(0.2)
-    process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     print("\n".join(log.read_text(errors="replace").splitlines()[-_LAST_LINES:]), file=sys.stderr)
     return 1
 

@@ -62,9 +62,17 @@ def cluster(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-def test_a_cluster_comes_up_and_down_and_other_rays_stay(ssh, hostfile, capsys):
+@pytest.fixture
+def other():
+    """A process that `pkill -f ray` would end."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "ray::raylet"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_cluster_comes_up_and_down_and_other_rays_stay(ssh, hostfile, other, capsys):
     file, port = hostfile(f"{HERE} slots=8", "# spare", "root@10.0.0.2"), free_port()
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "ray::raylet"])
     code, out, err = cluster(capsys, "up", "--hostfile", file, "--port", port)
     assert code == 0, err
     assert f"a Ray cluster of 2 nodes runs at {HERE}:{port}" in out
@@ -83,8 +91,6 @@ def test_a_cluster_comes_up_and_down_and_other_rays_stay(ssh, hostfile, capsys):
     assert [identify(number) for number in numbers] == [None, None]
     assert not record.exists()
     assert other.poll() is None
-    other.kill()
-    other.wait()
 
 
 def test_a_node_that_cannot_be_reached_is_named_and_the_others_are_ended(ssh, hostfile, capsys):
