@@ -47,6 +47,13 @@ def initialize(
             world_size=world_size,
             timeout=timeout,
         )
+    # One process has one layout, and every new one costs it some thirty sockets and threads.
+    if dist.get_world_size() > 1 or not parallel_state.is_initialized():
+        _lay_out(parallel, timeout)
+    seed_everything(seed)
+
+
+def _lay_out(parallel: Parallel, timeout: timedelta) -> None:
     parallel_state.destroy_model_parallel()
     ep, etp = expert_sizes(parallel)
     parallel_state.initialize_model_parallel(
@@ -60,7 +67,6 @@ def initialize(
         order=_ORDER,
         create_gloo_process_groups=False,
     )
-    seed_everything(seed)
 
 
 def seed_everything(seed: int) -> None:
