@@ -63,7 +63,8 @@ def test_a_server_that_never_answers_is_given_up(tmp_path):
     server.stop()
 
 
-def test_a_killed_run_leaves_no_server(tmp_path):
+@pytest.mark.parametrize("end", [os.kill, os.killpg], ids=lambda end: end.__name__)
+def test_a_killed_run_leaves_no_server(tmp_path, end):
     code = (
         "import sys, time; from pathlib import Path\n"
         "from rlcore.rollout.sglang.arguments import Command\n"
@@ -71,10 +72,11 @@ def test_a_killed_run_leaves_no_server(tmp_path):
         "words = (sys.executable, '-c', 'import time; time.sleep(600)')\n"
         "print(ServerProcess(Command(words, {}, ''), Path('log')).pid, flush=True); time.sleep(600)"
     )
-    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=tmp_path)
+    command = [sys.executable, "-c", code]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path, start_new_session=True)
     pid = int(run.stdout.readline())
     assert alive(pid)
-    run.send_signal(signal.SIGKILL)
+    end(run.pid, signal.SIGKILL)
     run.wait()
     assert gone(pid)
 

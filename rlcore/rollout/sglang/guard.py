@@ -11,8 +11,6 @@ from contextlib import suppress
 
 
 def main() -> None:
-    # Ctrl-C in a terminal is the run's to answer.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdin.read()
     with suppress(ProcessLookupError):
         os.killpg(int(sys.argv[1]), signal.SIGKILL)

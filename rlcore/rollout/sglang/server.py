@@ -42,7 +42,8 @@ class ServerProcess:
                 start_new_session=True,
             )
         guard = [sys.executable, "-m", "rlcore.rollout.sglang.guard", str(self.pid)]
-        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE)
+        # Outside this process's group, or what ends the group would end its guard, and leave the server.
+        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
 
     @property
     def pid(self) -> int:
