@@ -40,6 +40,7 @@ class Counter:
             [
                 web.get("/v1/loads", self._loads),
                 web.get("/model_info", self._model),
+                web.get("/health", self._good),
                 web.post("/generate", self._generate),
                 web.post("/update_weight_version", self._number),
                 web.post("/load", self._load),
@@ -137,14 +138,15 @@ async def serving(*servers, router=None, lost_after=30.0):
     """An engine on these, through a router where one is given, and its fleet."""
     for server in (*servers, router) if router else servers:
         await server.server.start_server()
-    made = Fleet([Client(str(server.server.make_url("/"))) for server in servers], lost_after=lost_after)
-    made.start_watching()
     gate = Client(str(router.server.make_url("/"))) if router else None
+    workers = [Client(str(server.server.make_url("/"))) for server in servers]
+    made = Fleet(workers, lost_after=lost_after, router=gate)
+    made.start_watching()
     engine = SGLangEngine(made, loading, vocab_size=1000, router=gate)
     try:
         yield engine, made
     finally:
-        for server in servers:
+        for server in (*servers, router) if router else servers:
             server.is_hanging = False
         await engine.close()
         await asyncio.gather(*(server.server.close() for server in servers))
@@ -187,11 +189,11 @@ def test_requests_of_a_server_that_dies_or_hangs_go_on_at_another_with_what_they
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("fault", ["dies", "breaks"])
+@pytest.mark.parametrize("fault", ["dies", "breaks", "hangs"])
 def test_without_its_router_an_engine_asks_servers_themselves(fault):
     async def run():
         router, server = Counter(fault), Counter()
-        async with serving(server, router=router) as (engine, made):
+        async with serving(server, router=router, lost_after=0.5) as (engine, made):
             group, errors = await respond(engine)
             assert errors == []
             assert_whole(group)

@@ -249,14 +249,14 @@ class SGLangEngine:
         finally:
             self._flights.pop(request.id, None)
 
-    def _lose(self, worker: Client, why: str) -> None:
-        """Have the requests of a lost server asked again elsewhere; each keeps what has come.
+    def _lose(self, lost: Client, why: str) -> None:
+        """Have the requests of a lost server, or router, asked again elsewhere; each keeps what has come.
 
         Where a router has put which request, nobody knows: all that are through it are asked again.
         """
         self._is_routed = False
         for flight in list(self._flights.values()):
-            if flight.gate in (worker, self._router) and flight.task and not flight.task.done():
+            if flight.gate in (lost, self._router) and flight.task and not flight.task.done():
                 flight.task.cancel()
                 flight.deliver()
                 flight.inbox.put_nowait(ServerLost(why))
@@ -298,7 +298,7 @@ async def open_engine(
     gate = Client(router) if router else None
     if gate:
         gate.info = workers[0].info
-    fleet = Fleet(workers, processes, lost_after)
+    fleet = Fleet(workers, processes, lost_after, gate)
     fleet.start_watching()
     return SGLangEngine(fleet, updates, vocab_size=vocab_size, router=gate)
 

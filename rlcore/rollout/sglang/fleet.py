@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 class Fleet:
     """Servers by what may be asked of them: `serving` have the newest weights, `joining` wait for some.
 
-    `lost_after` are the seconds that a server may take to say how it is. `on_lost` is told who is lost and why.
+    `lost_after` are the seconds that a server may take to say how it is, and the `router` in front of them.
+    `on_lost` is told who is lost and why; a router that is does not come back.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Fleet:
         workers: Sequence[Client],
         processes: Mapping[str, ServerProcess] | None = None,
         lost_after: float = 60.0,
+        router: Client | None = None,
     ) -> None:
         """`workers` have been described; `processes` are those launched here, by URL."""
         self.serving = list(workers)
@@ -37,6 +39,7 @@ class Fleet:
         self.on_lost: Callable[[Client, str], None] = lambda worker, why: None
         self._processes = dict(processes or {})
         self._lost_after = lost_after
+        self._router = router
         self._updating = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -109,8 +112,20 @@ class Fleet:
             for worker in (*self.serving, *self.joining):
                 if (process := self._processes.get(worker.url)) and not process.alive:
                     self.lose(worker, f"{worker.url} has ended; the end of {process.log} may say why")
-            if not self._updating:
-                await asyncio.gather(*(self._examine(one) for one in (*self.serving, *self.joining)))
+            workers = () if self._updating else (*self.serving, *self.joining)
+            await asyncio.gather(self._examine_router(), *map(self._examine, workers))
+
+    async def _examine_router(self) -> None:
+        if not (router := self._router):
+            return
+        try:
+            async with asyncio.timeout(self._lost_after):
+                await router.get("/health")
+        except (TimeoutError, ServerLost, RlcoreError) as error:
+            self._router = None
+            why = f"the router at {router.url} is lost, requests go on without it: {error or 'it hangs'}"
+            logger.warning("%s", why)
+            self.on_lost(router, why)
 
     async def _examine(self, worker: Client) -> None:
         try:
