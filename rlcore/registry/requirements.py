@@ -90,7 +90,8 @@ def _is_installed(distribution: str) -> bool:
 # that occur, are therefore read here, and everything else is left to it.
 _CLAUSE = r"([<>]=?|[!=]=)\s*(\d+(?:\.\d+)*)"
 _PLAIN = re.compile(rf"([A-Za-z0-9][\w.-]*)\s*((?:{_CLAUSE}\s*,?\s*)*)")
-_EXTRA_ONLY = re.compile(r"[^;]*;\s*extra\s*==\s*['\"][\w.-]+['\"]\s*")
+# What an extra needs, whatever else it depends on.
+_EXTRA_ONLY = re.compile(r"[^;]*;((?!\bor\b).)*\bextra\s*==\s*['\"][\w.-]+['\"]\s*")
 _COMPARE = {
     "<": operator.lt,
     "<=": operator.le,
