@@ -12,9 +12,9 @@ from uuid import uuid4
 
 from torch.distributed import TCPStore
 
-from rlcore.rollout.sglang.client import Client
+from rlcore.rollout.sglang.client import Client, load_seconds
 from rlcore.rollout.sglang.updates import Session, post_all, ranks
-from rlcore.sync.broadcast import open_store
+from rlcore.sync.broadcast import JOIN_SECONDS, open_store
 from rlcore.sync.parcel import Meeting, Packing, Parcel
 
 # A server that is still inside the collective answers once the sender has left.
@@ -55,7 +55,8 @@ class BroadcastTransport(Session):
             "load_format": "flattened_bucket",
             "flush_cache": False,
         }
-        await post_all(workers, "/update_weights_from_distributed", [body] * len(workers))
+        route = "/update_weights_from_distributed"
+        await post_all(workers, route, [body] * len(workers), load_seconds(parcel.nbytes))
 
     async def commit(self, workers: Sequence[Client]) -> None:
         await self.end(workers)
@@ -86,7 +87,8 @@ class BroadcastTransport(Session):
             }
             for index in range(len(workers))
         ]
-        joining = asyncio.ensure_future(post_all(workers, "/init_weights_update_group", bodies))
+        asking = post_all(workers, "/init_weights_update_group", bodies, JOIN_SECONDS)
+        joining = asyncio.ensure_future(asking)
         joining.add_done_callback(self._close_if_refused)
         self._joining = joining
 

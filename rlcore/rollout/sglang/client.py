@@ -20,12 +20,14 @@ from rlcore.rollout.sglang.answer import Answer, version_number
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 60.0
-# Loading weights may mean reading them from a slow disk, or waiting for a collective.
-UPDATE_SECONDS = 900.0
+# What concerns all weights of a model, but moves none: making them usable, summing them up.
+UPDATE_SECONDS = 300.0
+# The slowest disk or network that weights are loaded from.
+LOADED_PER_SECOND = 100e6
 # A request is silent while it is queued or its server is paused for new weights.
 SILENCE_SECONDS = 1800.0
 # Tokens a part of a stream that nobody watches: few enough to lose little, many enough to cost little.
-PART_TOKENS = 32
+PART_TOKENS = 128
 
 
 class ServerLost(LostError):
@@ -121,7 +123,7 @@ class Client:
     async def begin_update(self) -> None:
         """Make weights loadable, where servers ask for that (0.5.21 and later)."""
         if "/begin_weight_update" in self.info.routes:
-            await self.post("/begin_weight_update", timeout=UPDATE_SECONDS)
+            await self.post("/begin_weight_update")
 
     async def end_update(self) -> None:
         """Make loaded weights usable."""
@@ -226,6 +228,11 @@ async def _parts(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, An
         for event in events:
             if (text := event.removeprefix(b"data: ")) != b"[DONE]":
                 yield json.loads(text)
+
+
+def load_seconds(nbytes: int) -> float:
+    """How long a server may take to load so many bytes of weights, in seconds."""
+    return ANSWER_SECONDS + nbytes / LOADED_PER_SECOND
 
 
 def _seed(request: Request) -> int:

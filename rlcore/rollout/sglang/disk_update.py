@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlcore.rollout.sglang.client import Client
+from rlcore.rollout.sglang.client import Client, load_seconds
 from rlcore.rollout.sglang.engine import Updates
 from rlcore.rollout.sglang.updates import post_all, served_updates
 from rlcore.sync.parcel import Packing, Parcel
@@ -46,9 +46,10 @@ class DiskTransport:
         """Written it is already, and servers load all at once."""
 
     async def commit(self, workers: Sequence[Client]) -> None:
-        if any(self._folder.glob("*.safetensors")):
+        if files := list(self._folder.glob("*.safetensors")):
             body = {"model_path": str(self._folder), "flush_cache": False}
-            await post_all(workers, "/update_weights_from_disk", [body] * len(workers))
+            seconds = load_seconds(sum(file.stat().st_size for file in files))
+            await post_all(workers, "/update_weights_from_disk", [body] * len(workers), seconds)
         shutil.rmtree(self._folder)
         self._holders, self._held = list(workers), self._version
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from rlcore.errors import RlcoreError
-from rlcore.rollout.sglang.client import UPDATE_SECONDS, Client
+from rlcore.rollout.sglang.client import Client, load_seconds
 from rlcore.rollout.sglang.engine import Updates
 from rlcore.sync.outbox import Outbox
 from rlcore.sync.parcel import Packing, Parcel
@@ -137,7 +137,7 @@ class TensorTransport(Session):
     async def deliver(self, workers: Sequence[Client], parcel: Parcel) -> None:
         handles = iter(parcel.handles)
         bodies = [{"serialized_named_tensors": own, **_FLAT} for own in _shares(handles, workers)]
-        await post_all(workers, "/update_weights_from_tensor", bodies)
+        await post_all(workers, "/update_weights_from_tensor", bodies, load_seconds(parcel.nbytes))
 
     async def commit(self, workers: Sequence[Client]) -> None:
         await self.end(workers)
@@ -159,10 +159,12 @@ def ranks(worker: Client) -> int:
     return int(worker.info.arguments.get("tp_size") or 1)
 
 
-async def post_all(workers: Sequence[Client], route: str, bodies: Sequence[Mapping[str, Any]]) -> None:
+async def post_all(
+    workers: Sequence[Client], route: str, bodies: Sequence[Mapping[str, Any]], seconds: float
+) -> None:
     """Post to each its own body; the first that fails ends the wait for the others, and is raised."""
     calls = [
-        asyncio.ensure_future(worker.post(route, body, timeout=UPDATE_SECONDS))
+        asyncio.ensure_future(worker.post(route, body, timeout=seconds))
         for worker, body in zip(workers, bodies, strict=True)
     ]
     try:
