@@ -16,7 +16,7 @@ from rlcore.sync.parcel import Meeting
 # Servers are asked to join at the same time.
 JOIN_SECONDS = 120.0
 # Longer than any bundle takes; a server that stands still is found out earlier, by its silence.
-SEND_SECONDS = 900.0
+SEND_SECONDS = 300.0
 
 
 class Broadcaster:
@@ -40,13 +40,16 @@ class Broadcaster:
         """Start to send bytes to all others; the last ones have arrived, or never will."""
         self._work = self._group.broadcast(flat, 0)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is on its way. Until then this object must live: to free it is to wait for that."""
+        return self._work is None or self._work.is_completed()
+
     def leave(self) -> None:
-        """Give up what is on its way; whoever waits for it hears of an error."""
-        self._work = None
+        """End the group on this side. What is on its way ends when a receiver ends the group, too."""
         with suppress(RuntimeError):
             self._group.abort()
-        with suppress(RuntimeError, ValueError, AssertionError):
-            dist.destroy_process_group(self._group)
+        dist.destroy_process_group(self._group)
 
 
 def open_store(host: str, size: int) -> dist.TCPStore:

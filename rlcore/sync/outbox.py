@@ -27,6 +27,7 @@ class Outbox:
         self._device = device
         self._slots: dict[str, Slots] = {}
         self._broadcaster: Broadcaster | None = None
+        self._left: list[Broadcaster] = []
         self._digests: dict[str, bytes] = {}
         self._version: int | None = None
         self._files = 0
@@ -64,7 +65,9 @@ class Outbox:
         """Give up the process group, and a broadcast that nobody waits for any more."""
         if self._broadcaster:
             self._broadcaster.leave()
+            self._left.append(self._broadcaster)
         self._broadcaster = None
+        self._left = [one for one in self._left if not one.is_over]
 
     def _changed(self, bucket: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The modules of which something is not as it was; servers may load a module only as a whole."""
