@@ -118,8 +118,11 @@ def test_proxies_do_not_reach_servers(monkeypatch):
     assert "HTTPS_PROXY" not in Command((), {}, "").full_environment()
 
 
-def test_a_router_knows_its_workers():
+def test_a_router_knows_its_workers_and_takes_no_port_of_another():
     workers = ["http://a:1", "http://b:2"]
-    command = router_command(recipe(), workers, ServerPlace("127.0.0.1", 30000))
+    command, other = (
+        router_command(recipe(), workers, ServerPlace("127.0.0.1", port)) for port in (30000, 30001)
+    )
+    assert option(command.words, "--prometheus-port") != option(other.words, "--prometheus-port")
     start = command.words.index("--worker-urls") + 1
     assert list(command.words[start : start + 2]) == workers

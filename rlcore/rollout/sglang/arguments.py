@@ -112,6 +112,8 @@ def router_command(
     options = {
         "host": place.host,
         "port": place.port,
+        # 29000 for 30000, as by default; another would take the port of this one.
+        "prometheus-port": place.port - 1000,
         "request-timeout-secs": ROUTER_SECONDS,
         "log-level": "warn",
     }
