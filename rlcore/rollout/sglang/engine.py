@@ -245,6 +245,7 @@ class SGLangEngine:
             flight.inbox.put_nowait(error)
             if flight.gate is self._router:
                 self._is_routed = False
+                self._fleet.suspect_router()
             self._fleet.suspect(flight.worker)
         finally:
             self._flights.pop(request.id, None)

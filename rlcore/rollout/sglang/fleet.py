@@ -75,6 +75,10 @@ class Fleet:
         """Ask this one how it is, now."""
         self._begin(self._examine(worker))
 
+    def suspect_router(self) -> None:
+        """Ask the router how it is, now."""
+        self._begin(self._examine_router())
+
     def begin_update(self) -> list[Client]:
         """Who is to have new weights. Loading keeps them busy: they are left alone until the update ends."""
         self._updating = True
