@@ -121,19 +121,31 @@ class ClusterRay:
     def actor_options(self, rank: int) -> dict[str, Any]:
         index = self._ranks[rank]
         each = {name: amount / self._ranks.count(index) for name, amount in self._bundles[index].items()}
-        place = PlacementGroupSchedulingStrategy(self._group, index)
         return {
             "num_cpus": each["CPU"],
             "num_gpus": int("GPU" in each and each["GPU"] > 0),
-            "scheduling_strategy": place,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, index),
             "runtime_env": {"env_vars": self._environment} if self._environment else {},
         }
 
+    def server_options(self, index: int, gpus: int) -> dict[str, Any]:
+        """Options of the actor of a server's process on node `index`; the CPUs are for ranks."""
+        strategy = PlacementGroupSchedulingStrategy(self._group, index)
+        return {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": strategy}
+
     def node(self, rank: int) -> str:
-        return f"node {self._chosen[self._ranks[rank]].address}"
+        return f"node {self.address_of(self._ranks[rank])}"
+
+    def address_of(self, index: int) -> str:
+        """The address of node `index`."""
+        return self._chosen[index].address
 
     def has_left(self, rank: int) -> bool:
-        node = self._chosen[self._ranks[rank]]
+        return self.node_has_left(self._ranks[rank])
+
+    def node_has_left(self, index: int) -> bool:
+        """Whether node `index` is no longer in the cluster."""
+        node = self._chosen[index]
         # Ray gives a node up long after it has closed its port.
         known = any(one["Alive"] and one["NodeID"] == node.id for one in ray.nodes())
         return not (known and _answers(f"{node.address}:{node.port}"))

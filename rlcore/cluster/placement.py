@@ -6,7 +6,7 @@ Nothing here imports torch or ray, so that a plan for many nodes is made on a la
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,17 +30,33 @@ STRATEGY = "STRICT_SPREAD"
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """One process. `position` says where it stands among its like; a trainer rank's words are Ray's to find."""
+    """One process. `position` says where it stands among its like; a trainer rank's words are Ray's to find.
+
+    `reserved_gpus` are those that it has for itself: none where it shares the trainer's. Servers and routers
+    have a `model`, by the name that server groups give it.
+    """
 
     role: str
     name: str
     node: int
     host: str
+    model: str = ""
     gpus: tuple[int, ...] = ()
+    reserved_gpus: int = 0
     position: Mapping[str, int] = field(default_factory=dict)
     ports: Mapping[str, int] = field(default_factory=dict)
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """Of a server or router."""
+        return f"http://{self.host}:{self.ports['http']}"
+
+
+def as_planned(port: int) -> int:
+    """Take the port that a plan shows."""
+    return port
 
 
 @dataclass(frozen=True)
@@ -62,23 +78,33 @@ def place(
     *,
     hosts: Sequence[str] = (),
     node_gpus: int = NODE_GPUS,
+    threads: int = 1,
+    port: Callable[[int], int] = as_planned,
 ) -> Placement:
     """Place a recipe that breaks no rule, for servers that take the `known` arguments.
 
-    `hosts` are the nodes' addresses in order; those left out are called node0, node1 and so on.
+    `hosts` are the nodes' addresses in order; those left out are called node0, node1 and so on. A rank has
+    `threads` unless the recipe says how many; `port` may put another in the place of a planned one.
     """
-    builder = _Builder(recipe, layout, known, hosts, node_gpus)
+    builder = _Builder(recipe, layout, known, hosts, node_gpus, port)
     processes = (*builder.controller(), *builder.routers(), *builder.trainers(), *builder.servers)
-    return Placement(processes, _bundles(recipe, processes), STRATEGY)
+    return Placement(processes, _bundles(processes, recipe.train.threads or threads), STRATEGY)
 
 
 class _Builder:
     """Makes the processes of one recipe; servers first, as the environment of all names every node."""
 
     def __init__(
-        self, recipe: Recipe, layout: Layout, known: Arguments, hosts: Sequence[str], node_gpus: int
+        self,
+        recipe: Recipe,
+        layout: Layout,
+        known: Arguments,
+        hosts: Sequence[str],
+        node_gpus: int,
+        port: Callable[[int], int],
     ) -> None:
         self._recipe, self._layout, self._known, self._hosts = recipe, layout, known, hosts
+        self._port = port
         self._groups = servers_of(recipe)
         self._seats = self._server_seats(node_gpus)
         seats = [*trainer_seats(recipe, layout.world_size), *(s for g in self._seats for one in g for s in one)]
@@ -98,6 +124,7 @@ class _Builder:
                 node=seat.node,
                 host=self._host(seat.node),
                 gpus=seat.gpus,
+                reserved_gpus=len(seat.gpus),
                 position={"rank": rank, **coordinates(self._layout, rank)},
                 environment=self._environment,
             )
@@ -107,21 +134,21 @@ class _Builder:
         models: dict[str, list[Process]] = defaultdict(list)
         for one in self.servers:
             if not one.position["node_rank"]:
-                models[self._groups[one.position["group"]].model].append(one)
+                models[one.model].append(one)
         for index, (model, servers) in enumerate(models.items()):
             if self._recipe.rollout.sglang.router and len(servers) > 1:
-                yield self._router(model, servers, ServerPlace(self._host(0), ROUTER_PORT + index))
+                yield self._router(model, servers, ServerPlace(self._host(0), self._port(ROUTER_PORT + index)))
 
     def _router(self, model: str, servers: list[Process], place: ServerPlace) -> Process:
         roles = {one.name: self._groups[one.position["group"]].role for one in servers}
-        prefill = {_url(one): one.ports["bootstrap"] for one in servers if roles[one.name] == "prefill"}
-        workers = [_url(one) for one in servers if roles[one.name] != "prefill"]
+        prefill = {one.url: one.ports["bootstrap"] for one in servers if roles[one.name] == "prefill"}
+        workers = [one.url for one in servers if roles[one.name] != "prefill"]
         command = router_command(self._recipe, workers, place, prefill)
         name = f"router of {model}"
         ports = {"http": place.port}
         return Process(
-            role="router", name=name, node=0, host=place.host, ports=ports, command=command.words,
-            environment=command.environment,
+            role="router", name=name, node=0, host=place.host, model=model, ports=ports,
+            command=command.words, environment=command.environment,
         )  # fmt: skip
 
     def _server_seats(self, node_gpus: int) -> list[list[tuple[Seat, ...]]]:
@@ -143,7 +170,8 @@ class _Builder:
     def _server(self, number: int, group: Servers, engine: int, seats: Sequence[Seat]) -> Iterator[Process]:
         """The processes of one server, one on each of its nodes; they meet at the first."""
         first = seats[0].node
-        ports = _ports(max(self._used[seat.node] for seat in seats), group.role, len(seats))
+        base = FIRST_PORT + PORTS_OF_SERVER * max(self._used[seat.node] for seat in seats)
+        ports = _ports(self._port(base), group.role, len(seats))
         for seat in seats:
             self._used[seat.node] += 1
         for node_rank, seat in enumerate(seats):
@@ -155,7 +183,9 @@ class _Builder:
                 name=f"{group.model} {group.role} {engine}{part}",
                 node=seat.node,
                 host=self._host(seat.node),
+                model=group.model,
                 gpus=seat.gpus,
+                reserved_gpus=0 if self._recipe.cluster.colocate else len(seat.gpus),
                 position={"group": number, "engine": engine, "node_rank": node_rank},
                 ports=ports,
                 command=command.words,
@@ -193,23 +223,17 @@ class _Builder:
         return self._hosts[node] if node < len(self._hosts) else f"node{node}"
 
 
-def _ports(index: int, role: str, nodes: int) -> dict[str, int]:
-    """The ports of the server that is the index-th on its nodes."""
-    base = FIRST_PORT + PORTS_OF_SERVER * index
+def _ports(base: int, role: str, nodes: int) -> dict[str, int]:
+    """The ports of a server whose block begins with `base`."""
     bootstrap = {"bootstrap": base + 1} if role == "prefill" else {}
     meeting = {"meeting": base + 10} if nodes > 1 else {}
     return {"http": base, **bootstrap, "nccl": base + 2, **meeting}
 
 
-def _url(server: Process) -> str:
-    return f"http://{server.host}:{server.ports['http']}"
-
-
-def _bundles(recipe: Recipe, processes: Sequence[Process]) -> tuple[Mapping[str, float], ...]:
+def _bundles(processes: Sequence[Process], threads: int) -> tuple[Mapping[str, float], ...]:
     """What each node gives: GPUs, and processor cores for its ranks; who starts servers needs none."""
-    threads, nodes = recipe.train.threads or 1, max(one.node for one in processes) + 1
     bundles = []
-    for node in range(nodes):
+    for node in range(max(one.node for one in processes) + 1):
         here = [one for one in processes if one.node == node]
         gpus = {gpu for one in here for gpu in one.gpus}
         cores = max(1, threads * sum(one.role == "trainer" for one in here))

@@ -49,6 +49,13 @@ def rollout_gpus(recipe: Recipe) -> int:
     return recipe.rollout.num_gpus
 
 
+def offloads_rollout(recipe: Recipe) -> bool:
+    """Whether engines release their memory while the policy trains: never while they generate beside it."""
+    cluster = recipe.cluster
+    chosen = cluster.colocate if cluster.offload_rollout is None else cluster.offload_rollout
+    return chosen and recipe.rollout.mode == "sync"
+
+
 def divisors_near(number: int, wanted: int, multiple_of: int = 1) -> str:
     """The divisors of `number` next below and above `wanted`, for a remedy."""
     fitting = [d for d in range(1, number + 1) if number % d == 0 and d % multiple_of == 0]
@@ -186,6 +193,14 @@ def generation_gpus_make_whole_engines(recipe: Recipe) -> Violations:
         )
 
 
+def servers_that_start_on_gpus_have_some(recipe: Recipe) -> Violations:
+    rollout, cluster = recipe.rollout, recipe.cluster
+    starts = rollout.engine == "sglang" and not rollout.sglang.urls
+    if starts and cluster.gpus_per_node and not rollout_gpus(recipe):
+        keys = ("rollout.num_gpus", "rollout.engine", "cluster.colocate", "cluster.gpus_per_node")
+        yield Violation(keys, "no GPU is left for SGLang servers", "num_gpus: 8, or cluster: {colocate: true}")
+
+
 def colocated_engines_use_the_trainers_gpus(recipe: Recipe) -> Violations:
     cluster, own = recipe.cluster, recipe.rollout.num_gpus
     if cluster.colocate and own not in (0, rollout_gpus(recipe)):
@@ -270,6 +285,7 @@ RULES: tuple[Callable[[Recipe], Violations], ...] = (
     bounds_are_in_order,
     settings_have_what_they_modify,
     generation_gpus_make_whole_engines,
+    servers_that_start_on_gpus_have_some,
     colocated_engines_use_the_trainers_gpus,
     server_groups_use_every_generation_gpu,
     evaluation_has_problems_to_solve,

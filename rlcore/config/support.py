@@ -46,7 +46,10 @@ def _cluster(recipe: Recipe) -> Iterator[Unbuilt]:
         "needs a Ray cluster to join",
     )
     yield Unbuilt(
-        "cluster.colocate", cluster.colocate, "sharing GPUs between trainer and engines", "colocate: false"
+        "cluster.offload_train",
+        cluster.colocate and cluster.offload_train is not False,
+        "moving the trainer to host memory while engines generate",
+        "offload_train: false, and a mem_fraction_static that leaves it room",
     )
 
 
@@ -54,15 +57,21 @@ def _rollout(recipe: Recipe) -> Iterator[Unbuilt]:
     rollout = recipe.rollout
     other = rollout.checkpoint not in (None, recipe.model.checkpoint)
     on_cpu = rollout.engine == "sglang" and not recipe.cluster.gpus_per_node
-    on_gpus = rollout.engine == "sglang" and not on_cpu and not rollout.sglang.urls
-    yield Unbuilt("rollout.engine", on_gpus, "starting SGLang servers on GPUs", "sglang: {urls: [...]}")
     yield Unbuilt(
-        "rollout.sglang.config", bool(rollout.sglang.config) and on_cpu, "server groups", "leave it out"
+        "rollout.sglang.config",
+        bool(rollout.sglang.config) and on_cpu,
+        "server groups",
+        "leave it out",
+        "are for GPUs",
     )
     own = other and rollout.engine == "local"
     yield Unbuilt("rollout.checkpoint", own, "a checkpoint of its own for the local engine", "leave it out")
     yield Unbuilt(
-        "rollout.num_gpus", rollout.num_gpus > 0 and not on_cpu, "GPUs only for generation", "num_gpus: 0"
+        "rollout.num_gpus",
+        rollout.num_gpus > 0 and rollout.engine == "local",
+        "the local engine",
+        "engine: sglang",
+        "generates where the trainer is",
     )
 
 

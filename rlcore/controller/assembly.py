@@ -7,6 +7,7 @@ from pathlib import Path
 from rlcore.config.schema import Optimizer
 from rlcore.controller.policy import Policy
 from rlcore.controller.preparation import Prepared
+from rlcore.controller.site import Site
 from rlcore.controller.trainer_group import trainer_group
 from rlcore.controller.trainer_job import TrainerJob
 from rlcore.protocols import SamplingFilter
@@ -19,9 +20,9 @@ from rlcore.rollout.rewards import RewardRunner
 
 @contextmanager
 def running_policy(
-    prepared: Prepared, optimizer: Optimizer, total_updates: int, *, temperature: float, quiet: bool
+    prepared: Prepared, site: Site, optimizer: Optimizer, total_updates: int, *, temperature: float, quiet: bool
 ) -> Iterator[Policy]:
-    """Load the policy into Megatron on every rank, ready to train; the ranks end with the body.
+    """Load the policy into Megatron on every rank of the site, ready to train; the ranks end with the body.
 
     Raises RlcoreError for weights that cannot be used.
     """
@@ -34,7 +35,7 @@ def running_policy(
         temperature,
         tuple(lock.make(prepared.model.plugins)),
     )
-    group = trainer_group(job, ranks, quiet)
+    group = trainer_group(job, ranks, site, quiet)
     try:
         yield Policy(group)
     finally:
@@ -42,7 +43,7 @@ def running_policy(
 
 
 @asynccontextmanager
-async def running_engine(prepared: Prepared, logs: Path) -> AsyncIterator[Engine]:
+async def running_engine(prepared: Prepared, site: Site, logs: Path) -> AsyncIterator[Engine]:
     """Load the engine's own copy of the policy; the engine ends with the body.
 
     What processes of its own print goes to a folder `logs`, which is made for them.
@@ -51,7 +52,7 @@ async def running_engine(prepared: Prepared, logs: Path) -> AsyncIterator[Engine
         # A run without servers needs no HTTP client.
         from rlcore.controller.serving import running_servers
 
-        async with running_servers(prepared, logs) as servers:
+        async with running_servers(prepared, site, logs) as servers:
             yield servers
     else:
         async with _local_engine(prepared) as local:

@@ -8,6 +8,7 @@ from rlcore.cluster.environment import exported
 from rlcore.controller.assembly import make_generator, running_engine
 from rlcore.controller.evaluation import EvaluationSet
 from rlcore.controller.preparation import Prepared
+from rlcore.controller.site import Site, chosen_site
 from rlcore.rollout.rewards import RewardRunner
 from rlcore.telemetry.progress import Progress
 
@@ -16,12 +17,12 @@ def evaluate(
     prepared: Prepared, sets: Sequence[EvaluationSet], rollouts: Path, quiet: bool = False
 ) -> dict[str, float]:
     """Return the metrics of every problem set, and keep the samples in folder `rollouts`."""
-    with exported(prepared.recipe.cluster.env):
-        return asyncio.run(_evaluate(prepared, sets, rollouts, quiet))
+    with exported(prepared.recipe.cluster.env), chosen_site(prepared, serves=True) as site:
+        return asyncio.run(_evaluate(prepared, site, sets, rollouts, quiet))
 
 
 async def _evaluate(
-    prepared: Prepared, sets: Sequence[EvaluationSet], rollouts: Path, quiet: bool
+    prepared: Prepared, site: Site, sets: Sequence[EvaluationSet], rollouts: Path, quiet: bool
 ) -> dict[str, float]:
     recipe = prepared.recipe
     rewards, place = recipe.rewards, "rewards"
@@ -33,7 +34,7 @@ async def _evaluate(
         for problems in sets:
             runner.check_dataset(prompt.row for prompt in problems.prompts)
         metrics: dict[str, float] = {}
-        async with running_engine(prepared, rollouts) as engine:
+        async with running_engine(prepared, site, rollouts) as engine:
             judge = make_generator(prepared, engine, runner)
             with Progress(len(sets), recipe.name, quiet=quiet) as progress:
                 for problems in sets:

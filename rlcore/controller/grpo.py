@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from rlcore.config.rules import batch_size
+from rlcore.config.rules import batch_size, offloads_rollout
 from rlcore.config.schema import Recipe
 from rlcore.controller.batch import estimate_advantages, split_updates
 from rlcore.controller.evaluation import EvaluationSet
@@ -59,6 +59,8 @@ class Grpo:
         self._evaluations = evaluations
         self._session = session
         self._engine_is_fresh = False
+        self._engine_may_sleep = offloads_rollout(recipe) and "sleep" in actors.engine.capabilities
+        self._engine_sleeps = False
         self._verifier = Verifier.from_recipe(recipe, actors.policy)
         self._synced: dict[str, float] = {}
 
@@ -98,6 +100,10 @@ class Grpo:
         samples = [sample for group in rollout.groups for sample in group]
         if self._recipe.telemetry.save_rollouts:
             write_samples(session.folder.paths.rollouts, TRAINING, step, samples)
+        if self._engine_may_sleep:
+            with session.timer("sync"):
+                await self._actors.engine.sleep()
+                self._engine_sleeps = True
         with session.timer("train"):
             trained = await pipeline.train(partial(self._train, samples))
         self._engine_is_fresh = False
@@ -168,9 +174,16 @@ class Grpo:
             try:
                 report = await sync_weights(engine, self._actors.policy, version, self._recipe.sync.bucket_mib)
             finally:
-                await engine.resume()
+                await self._wake()
             self._synced = {**report.metrics, **await self._verifier.check(engine, version)}
         self._engine_is_fresh = True
+
+    async def _wake(self) -> None:
+        if self._engine_sleeps:
+            self._engine_sleeps = False
+            await self._actors.engine.wake()
+        else:
+            await self._actors.engine.resume()
 
     async def _evaluate(self) -> None:
         session = self._session

@@ -1,51 +1,54 @@
-"""The SGLang servers of a run: launched on this machine's CPU or attached to, one engine on top.
+"""The SGLang servers of a run: started where its site has them or attached to, one engine on the policy's.
 
-Servers that were launched end with the run; those that were attached to stay.
+Servers that were started end with the run; those that were attached to stay.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
 from rlcore.bridge.fp8 import read_fp8_format
+from rlcore.cluster.placement import Process
 from rlcore.config.schema import Recipe
 from rlcore.config.sglang_arguments import serving_arguments
 from rlcore.controller.preparation import Prepared
+from rlcore.controller.site import Site
+from rlcore.errors import fail
 from rlcore.models.hf_config import read_hf_config
-from rlcore.rollout.sglang.arguments import ServerPlace, router_command, server_command
 from rlcore.rollout.sglang.broadcast_updates import BroadcastTransport
 from rlcore.rollout.sglang.disk_update import DiskTransport
 from rlcore.rollout.sglang.engine import SGLangEngine, Updates, open_engine
-from rlcore.rollout.sglang.server import ServerProcess, free_port
+from rlcore.rollout.sglang.joint_server import JointServer
+from rlcore.rollout.sglang.server import Server
 from rlcore.rollout.sglang.updates import TensorTransport, served_updates
 
-HOST = "127.0.0.1"
 ROUTER_READY = "/readiness"
 
 
 @asynccontextmanager
-async def running_servers(prepared: Prepared, logs: Path) -> AsyncIterator[SGLangEngine]:
-    """Have servers of the policy answer; what those launched print is in `logs`.
+async def running_servers(prepared: Prepared, site: Site, logs: Path) -> AsyncIterator[SGLangEngine]:
+    """Have servers of the policy answer; what those started print is in `logs`.
 
     Raises RlcoreError for servers that do not start, ServerLost for one at a URL that does not answer.
     """
     checkpoint = Path(prepared.recipe.rollout.checkpoint or prepared.checkpoint).expanduser().resolve()
-    with TemporaryDirectory(prefix="rlcore-weights-") as scratch, ExitStack() as ends:
-        settings = prepared.recipe.rollout.sglang
-        urls, router, servers = list(settings.urls), None, {}
-        if not urls:
-            servers = await _launch(prepared, checkpoint, logs, ends)
-            urls = list(servers)
-            router = await _launch_router(prepared, urls, logs, ends)
+    settings = prepared.recipe.rollout.sglang
+    # All nodes have to see it.
+    shared = logs.parent if site.cluster else None
+    with TemporaryDirectory(prefix="rlcore-weights-", dir=shared) as scratch, ExitStack() as ends:
+        policy = Served(list(settings.urls), {}) if settings.urls else await _start(prepared, site, logs, ends)
         engine = await open_engine(
-            urls,
-            _updates(prepared.recipe, checkpoint, Path(scratch)),
+            policy.urls,
+            _updates(prepared.recipe, site, checkpoint, Path(scratch)),
             vocab_size=prepared.model.spec.vocab_size,
-            router=router,
-            processes=servers,
+            router=policy.router,
+            is_split=policy.is_split,
+            processes=policy.servers,
             lost_after=settings.lost_after,
         )
         try:
@@ -54,44 +57,86 @@ async def running_servers(prepared: Prepared, logs: Path) -> AsyncIterator[SGLan
             await engine.close()
 
 
-def _updates(recipe: Recipe, checkpoint: Path, scratch: Path) -> Updates:
+@dataclass(frozen=True)
+class Served:
+    """Servers of one model, those started by URL; `is_split` where some only read and others only write."""
+
+    urls: list[str]
+    servers: dict[str, Server]
+    router: str | None = None
+    is_split: bool = False
+
+
+async def _start(prepared: Prepared, site: Site, logs: Path, ends: ExitStack) -> Served:
+    """Start the servers of all models at once, and wait for them; returns those of the policy."""
+    processes = site.placement.of("server")
+    _check_routers(prepared.recipe, processes)
+    servers: dict[str, dict[str, Server]] = {one.model: {} for one in processes}
+    for number, parts in enumerate(_by_server(processes)):
+        server = _server(site, parts, logs / f"sglang-{number}", ends)
+        servers[parts[0].model][server.url] = server
+    await asyncio.gather(*(one.wait_healthy() for model in servers.values() for one in model.values()))
+    routers = await _start_routers(prepared, site, logs, ends)
+    policy, *others = servers
+    for model in others:
+        print(f"model {model} is served at {routers.get(model) or ', '.join(servers[model])}", flush=True)
+    is_split = any("bootstrap" in one.ports for one in processes if one.model == policy)
+    return Served(list(servers[policy]), servers[policy], routers.get(policy), is_split)
+
+
+def _by_server(processes: Sequence[Process]) -> list[list[Process]]:
+    """The processes of each server, which stand next to each other."""
+    grouped = groupby(processes, key=lambda one: (one.position["group"], one.position["engine"]))
+    return [list(parts) for _, parts in grouped]
+
+
+def _server(site: Site, parts: Sequence[Process], log: Path, ends: ExitStack) -> Server:
+    """Start a server; where it is of several processes they have logs of their own."""
+    started = []
+    for index, process in enumerate(parts):
+        name = f"{log.name}-{index}" if len(parts) > 1 else log.name
+        started.append(site.start(process, log.with_name(f"{name}.log")))
+        ends.callback(started[-1].stop)
+    return JointServer(started) if len(started) > 1 else started[0]
+
+
+def _check_routers(recipe: Recipe, processes: Sequence[Process]) -> None:
+    """Between servers that read and servers that write a router has to stand."""
+    settings = recipe.rollout.sglang
+    is_split = any("bootstrap" in one.ports for one in processes)
+    if is_split and not (settings.router and serving_arguments(settings.python).router):
+        message = "prefill and decode servers are reached through a router only, and sglang-router is missing"
+        raise fail("rollout.sglang.router", message, "router: true, and pip install sglang-router")
+
+
+async def _start_routers(prepared: Prepared, site: Site, logs: Path, ends: ExitStack) -> dict[str, str]:
+    """Start routers where there is something to balance and one is installed; returns their URLs by model."""
+    if not serving_arguments(prepared.recipe.rollout.sglang.python).router:
+        return {}
+    routers = {}
+    for index, process in enumerate(site.placement.of("router")):
+        router = site.start(process, logs / (f"router-{index}.log" if index else "router.log"))
+        ends.callback(router.stop)
+        # It answers before its workers are known to it.
+        await router.wait_healthy(ROUTER_READY)
+        routers[process.model] = router.url
+    return routers
+
+
+def _updates(recipe: Recipe, site: Site, checkpoint: Path, scratch: Path) -> Updates:
     """The way of weights that the recipe names, in the servers' own format."""
     fp8 = read_fp8_format(checkpoint, read_hf_config(checkpoint))
     way = recipe.sync.transport
+    # Memory is shared inside a node, and a GPU is in a collective once.
+    is_far = any(one.node for one in site.placement.of("server"))
     if way == "auto":
-        way = "tensor" if recipe.cluster.colocate else "broadcast"
+        way = ("disk" if is_far else "tensor") if recipe.cluster.colocate else "broadcast"
     if way == "tensor":
+        if is_far:
+            message = "servers on other nodes have no memory in common with the trainer"
+            raise fail("sync.transport", message, "transport: auto")
         return served_updates(TensorTransport(fp8=fp8))
     if way == "broadcast":
         backend: Literal["gloo", "nccl"] = "nccl" if recipe.cluster.gpus_per_node else "gloo"
         return served_updates(BroadcastTransport(backend, fp8=fp8))
     return served_updates(DiskTransport(scratch / "weights", checkpoint, delta=way == "delta", fp8=fp8))
-
-
-async def _launch(
-    prepared: Prepared, checkpoint: Path, logs: Path, ends: ExitStack
-) -> dict[str, ServerProcess]:
-    """Start all servers at once and wait for them; returns them by URL."""
-    recipe = prepared.recipe
-    known = serving_arguments(recipe.rollout.sglang.python)
-    places = [ServerPlace(HOST, free_port()) for _ in range(max(1, recipe.rollout.num_gpus))]
-    servers = []
-    for index, place in enumerate(places):
-        command = server_command(recipe, str(checkpoint), place, known)
-        servers.append(ServerProcess(command, logs / f"sglang-{index}.log"))
-        ends.callback(servers[-1].stop)
-    await asyncio.gather(*(server.wait_healthy() for server in servers))
-    return {server.url: server for server in servers}
-
-
-async def _launch_router(prepared: Prepared, urls: list[str], logs: Path, ends: ExitStack) -> str | None:
-    """Start a router where there is something to balance and one is installed; returns its URL."""
-    recipe = prepared.recipe
-    wanted = recipe.rollout.sglang.router and len(urls) > 1
-    if not (wanted and serving_arguments(recipe.rollout.sglang.python).router):
-        return None
-    router = ServerProcess(router_command(recipe, urls, ServerPlace(HOST, free_port())), logs / "router.log")
-    ends.callback(router.stop)
-    # It answers before its workers are known to it.
-    await router.wait_healthy(ROUTER_READY)
-    return router.url

@@ -16,6 +16,7 @@ from rlcore.controller.preparation import Prepared, evaluation_sets, load_prompt
 from rlcore.controller.run_start import RunPlace, restore, start
 from rlcore.controller.selection import AlgorithmPlugins, select_algorithm
 from rlcore.controller.session import open_session
+from rlcore.controller.site import chosen_site
 from rlcore.data.chat import Prompt
 from rlcore.data.prompts import PromptSource
 from rlcore.registry.loading import Plugin
@@ -77,10 +78,13 @@ async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
     async with _scorers(materials, place) as (scorer, judge):
         # The trainer first: it says best what is wrong with a checkpoint.
         updates, temperature = materials.total_updates, recipe.rollout.temperature
-        with running_policy(
-            prepared, recipe.optimizer, updates, temperature=temperature, quiet=quiet
-        ) as policy:
-            async with running_engine(prepared, place.staging) as engine:
+        with (
+            chosen_site(prepared, serves=True) as site,
+            running_policy(
+                prepared, site, recipe.optimizer, updates, temperature=temperature, quiet=quiet
+            ) as policy,
+        ):
+            async with running_engine(prepared, site, place.staging) as engine:
                 actors = Actors(
                     policy=policy,
                     engine=engine,

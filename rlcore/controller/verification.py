@@ -32,6 +32,9 @@ class Served(Protocol):
     @property
     def workers(self) -> "Sequence[Client]": ...
 
+    @property
+    def answering(self) -> "Sequence[Client]": ...
+
 
 @dataclass
 class Verifier:
@@ -66,7 +69,9 @@ class Verifier:
         if not due:
             return {}
         await check_checksums(workers)
-        gaps = [await self._gap(worker) for worker in due]
+        # Where only a router can be asked, it stands for all behind it.
+        asked = [one for one in engine.answering if one in due or one not in workers]
+        gaps = [await self._gap(one) for one in asked]
         self._verified = workers
         return {"sync/probe_gap": max(gaps)}
 

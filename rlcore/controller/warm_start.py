@@ -13,6 +13,7 @@ from rlcore.controller.policy import Policy
 from rlcore.controller.preparation import Prepared
 from rlcore.controller.run_start import RunPlace, restore, start
 from rlcore.controller.session import Session, open_session
+from rlcore.controller.site import chosen_site
 from rlcore.data.datasets import load_rows
 from rlcore.data.sample import Sample
 from rlcore.data.supervised import batch_at, supervised_samples
@@ -48,7 +49,10 @@ def imitate(lessons: Lessons, place: RunPlace, quiet: bool = False) -> None:
 
 async def _imitate(lessons: Lessons, place: RunPlace, quiet: bool) -> None:
     prepared, sft = lessons.prepared, lessons.sft
-    with running_policy(prepared, sft.optimizer, sft.steps, temperature=1.0, quiet=quiet) as policy:
+    with (
+        chosen_site(prepared, serves=False) as site,
+        running_policy(prepared, site, sft.optimizer, sft.steps, temperature=1.0, quiet=quiet) as policy,
+    ):
         folder = start(prepared.loaded, prepared.model.plugins, place)
         state = restore(folder, place, RunState(0, {}), policy.load)
         with open_session(prepared.recipe, folder, sft.steps, state, policy, quiet=quiet) as session:

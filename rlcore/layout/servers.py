@@ -5,6 +5,7 @@ What cannot be about them is in `server_rules`, and what their environment must 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import expanduser
 from typing import Any
 
 from rlcore.config.checks import server_groups
@@ -128,8 +129,8 @@ def _grouped(recipe: Recipe, models: list[ServedModel]) -> Iterator[Servers]:
 
 def _servers(recipe: Recipe, key: str, model: ServedModel, group: ServerGroup) -> Servers:
     rollout = recipe.rollout
-    policy = rollout.checkpoint or recipe.model.checkpoint
-    checkpoint = model.model_path or policy
+    policy = expanduser(rollout.checkpoint or recipe.model.checkpoint)
+    checkpoint = expanduser(model.model_path or policy)
     each = group.num_gpus_per_engine or model.num_gpus_per_engine or rollout.gpus_per_engine
     return Servers(
         key=key,

@@ -29,6 +29,7 @@ from rlcore.controller.grpo import Actors, Grpo
 from rlcore.controller.preparation import prepare
 from rlcore.controller.run_start import RunPlace, start
 from rlcore.controller.session import open_session
+from rlcore.controller.site import chosen_site
 from rlcore.controller.train import Materials, gather
 from rlcore.rollout.engine import Delta, Request
 from rlcore.rollout.local import LocalEngine
@@ -126,8 +127,11 @@ async def run_loop(materials: Materials, run: Path, lengths: list[int]) -> None:
     recipe = prepared.recipe
     scorer = RewardRunner.from_recipe(recipe.rewards, prepared.catalog)
     updates = materials.total_updates
-    with running_policy(prepared, recipe.optimizer, updates, temperature=1.0, quiet=True) as policy:
-        async with running_engine(prepared, Path()) as local:
+    with (
+        chosen_site(prepared, serves=True) as site,
+        running_policy(prepared, site, recipe.optimizer, updates, temperature=1.0, quiet=True) as policy,
+    ):
+        async with running_engine(prepared, site, Path()) as local:
             engine = FixedLengths(local, lengths)
             generator = make_generator(prepared, engine, scorer)
             actors = Actors(policy, engine, generator, generator, materials.source())

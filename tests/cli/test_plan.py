@@ -35,7 +35,7 @@ def test_the_published_recipe_shows_its_plugins_batches_and_layout(capsys):
     assert "32 prompts × 8 = 256 samples" in out
     assert "4 = tp 2 × pp 1 × cp 2 × dp 1" in out
     assert "of rlcore-rewards" in out
-    assert "(rollout.engine): starting SGLang servers on GPUs is not built yet" in out
+    assert "not built yet" not in out
     assert out.endswith("no problem found\n")
 
 

@@ -158,11 +158,11 @@ def test_problems_of_schema_plugins_files_and_native_settings_come_together(prob
 
 
 def test_features_that_do_not_run_yet_are_named_with_their_line(write):
-    loaded = read_recipe(write(RUNNABLE + "cluster: {nodes: 2, gpus_per_node: 1}\nrollout: {engine: sglang}\n"))
+    loaded = read_recipe(write(RUNNABLE + "cluster: {nodes: 2, gpus_per_node: 1}\nrollout: {num_gpus: 1}\n"))
     found = [(problem.place, problem.message) for problem in unbuilt(loaded)]
     assert found == [
         ("recipe.yaml:6 (cluster.nodes)", "training on several nodes needs a Ray cluster to join"),
-        ("recipe.yaml:7 (rollout.engine)", "starting SGLang servers on GPUs is not built yet"),
+        ("recipe.yaml:7 (rollout.num_gpus)", "the local engine generates where the trainer is"),
     ]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from rlcore.config.rules import offloads_rollout
 from rlcore.config.schema import Recipe
 from rlcore.config.sglang_arguments import Arguments
 
@@ -80,7 +81,7 @@ def server_command(
         "dtype": recipe.model.dtype,
         "weight_version": "0",
         "incremental_streaming_output": True,
-        "enable_memory_saver": _releases_memory(recipe) and place.gpus > 0,
+        "enable_memory_saver": offloads_rollout(recipe) and place.gpus > 0,
         "json_model_override_args": json.dumps(recipe.model.overrides) if recipe.model.overrides else None,
         **({"tp_size": place.gpus} if place.gpus else CPU_ARGUMENTS),
         **recipe.rollout.sglang.args,
@@ -125,8 +126,3 @@ def python(recipe: Recipe) -> str:
     """The interpreter that has sglang."""
     chosen = recipe.rollout.sglang.python
     return str(chosen.expanduser()) if chosen else sys.executable
-
-
-def _releases_memory(recipe: Recipe) -> bool:
-    chosen = recipe.cluster.offload_rollout
-    return recipe.cluster.colocate if chosen is None else chosen

@@ -17,7 +17,7 @@ from rlcore.rollout.engine import Delta, FinishReason, Health, PauseMode, Reques
 from rlcore.rollout.sglang.answer import Answer
 from rlcore.rollout.sglang.client import Client, ServerInfo, ServerLost
 from rlcore.rollout.sglang.fleet import Fleet
-from rlcore.rollout.sglang.server import ServerProcess
+from rlcore.rollout.sglang.server import Server
 
 T = TypeVar("T")
 
@@ -69,11 +69,18 @@ class SGLangEngine:
     """
 
     def __init__(
-        self, fleet: Fleet, updates: Updates, *, vocab_size: int, router: Client | None = None
+        self,
+        fleet: Fleet,
+        updates: Updates,
+        *,
+        vocab_size: int,
+        router: Client | None = None,
+        is_split: bool = False,
     ) -> None:
         """Requests go through `router` if there is one, all else straight to the workers of the fleet.
 
-        A router knows no weight versions: once it, or a server, is lost, requests go straight, too.
+        A router knows no weight versions: once it, or a server, is lost, requests go straight, too. Where
+        workers are split into those that read prompts and those that write, only the router can be asked.
         """
         self._fleet = fleet
         self._fleet.on_lost = self._lose
@@ -81,6 +88,7 @@ class SGLangEngine:
         self._updates = updates
         self._vocab_size = vocab_size
         self._router = router
+        self._is_split = is_split
         self._is_routed = router is not None
         self._flights: dict[str, Flight] = {}
         self._version = 0
@@ -98,6 +106,11 @@ class SGLangEngine:
     def workers(self) -> Sequence[Client]:
         """Those that have the current weights."""
         return self._fleet.serving
+
+    @property
+    def answering(self) -> Sequence[Client]:
+        """Those that can be asked for tokens: the workers, or the router where these are split."""
+        return [self._router] if self._router and self._is_split else self.workers
 
     async def generate(self, request: Request) -> AsyncIterator[Delta]:
         """See `Engine.generate`. Raises RlcoreError for a request that is refused, ServerLost if it is lost."""
@@ -244,7 +257,7 @@ class SGLangEngine:
             flight.deliver()
             flight.inbox.put_nowait(error)
             if flight.gate is self._router:
-                self._is_routed = False
+                self._is_routed = self._is_split
                 self._fleet.suspect_router()
             self._fleet.suspect(flight.worker)
         finally:
@@ -255,7 +268,7 @@ class SGLangEngine:
 
         Where a router has put which request, nobody knows: all that are through it are asked again.
         """
-        self._is_routed = False
+        self._is_routed = self._is_split
         for flight in list(self._flights.values()):
             if flight.gate in (lost, self._router) and flight.task and not flight.task.done():
                 flight.task.cancel()
@@ -287,10 +300,13 @@ async def open_engine(
     *,
     vocab_size: int,
     router: str | None = None,
-    processes: Mapping[str, ServerProcess] | None = None,
+    is_split: bool = False,
+    processes: Mapping[str, Server] | None = None,
     lost_after: float = 60.0,
 ) -> SGLangEngine:
-    """An engine on servers that run already, watched until it is closed; see `Fleet` for `processes`.
+    """An engine on servers that run already, watched until it is closed.
+
+    See `Fleet` for `processes`, `SGLangEngine` for `is_split`.
 
     Raises ServerLost for one that does not answer.
     """
@@ -301,7 +317,7 @@ async def open_engine(
         gate.info = workers[0].info
     fleet = Fleet(workers, processes, lost_after, gate)
     fleet.start_watching()
-    return SGLangEngine(fleet, updates, vocab_size=vocab_size, router=gate)
+    return SGLangEngine(fleet, updates, vocab_size=vocab_size, router=gate, is_split=is_split)
 
 
 def _capabilities(infos: Sequence[ServerInfo]) -> frozenset[str]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from rlcore.errors import RlcoreError, fail
 from rlcore.rollout.sglang.client import Client, ServerLost
-from rlcore.rollout.sglang.server import ServerProcess
+from rlcore.rollout.sglang.server import Server
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Fleet:
     def __init__(
         self,
         workers: Sequence[Client],
-        processes: Mapping[str, ServerProcess] | None = None,
+        processes: Mapping[str, Server] | None = None,
         lost_after: float = 60.0,
         router: Client | None = None,
     ) -> None:
@@ -150,8 +150,8 @@ class Fleet:
         if process is None:
             return
         process.stop()
-        process = self._processes[worker.url] = ServerProcess(process.command, process.log)
         try:
+            process = self._processes[worker.url] = process.again()
             await process.wait_healthy()
             newcomer = Client(worker.url)
             await newcomer.describe()

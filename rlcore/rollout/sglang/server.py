@@ -7,8 +7,10 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 from rlcore.errors import RlcoreError, fail
 from rlcore.rollout.sglang.arguments import Command
@@ -20,11 +22,55 @@ LOOK_SECONDS = 0.5
 LAST_LINES = 15
 
 
-class ServerProcess:
-    """A process that answers HTTP at `command.url`, in a process group of its own that ends with this one.
+class Server(ABC):
+    """A server that was started for this run, wherever its processes are; it answers HTTP at `url`.
 
-    `log` gets all that it prints.
+    `log` is the file that gets all that it prints.
     """
+
+    url: str
+    log: Path
+
+    @property
+    @abstractmethod
+    def alive(self) -> bool:
+        """Known at once, without asking it anything."""
+
+    @abstractmethod
+    def end(self) -> str:
+        """How it ended, in a few words; empty while it lives."""
+
+    @abstractmethod
+    def story(self) -> str:
+        """How it was started, and the last lines that it printed."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it and its children at once."""
+
+    @abstractmethod
+    def again(self) -> Self:
+        """Start it once more as it was, after `stop`. Raises RlcoreError where its place is gone."""
+
+    async def wait_healthy(self, route: str = "/health", seconds: float = START_SECONDS) -> None:
+        """Wait until it answers; raises RlcoreError with its last words if it ends or takes longer."""
+        client, until = Client(self.url), time.monotonic() + seconds
+        try:
+            while not await _answers(client, route):
+                if not self.alive:
+                    raise self._failure(f"ended with {self.end()} while starting")
+                if time.monotonic() > until:
+                    raise self._failure(f"did not answer within {seconds:g} s")
+                await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            await client.close()
+
+    def _failure(self, what: str) -> RlcoreError:
+        return fail(f"server at {self.url}", f"{what}; it was started as\n    {self.story()}")
+
+
+class ServerProcess(Server):
+    """A process of this machine, in a process group of its own that ends with this one."""
 
     def __init__(self, command: Command, log: Path) -> None:
         """Start it; `wait_healthy` says when it can be used."""
@@ -54,21 +100,20 @@ class ServerProcess:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    async def wait_healthy(self, route: str = "/health", seconds: float = START_SECONDS) -> None:
-        """Wait until it answers; raises RlcoreError with its last words if it ends or takes longer."""
-        client, until = Client(self.url), time.monotonic() + seconds
-        try:
-            while not await _answers(client, route):
-                if not self.alive:
-                    raise self._failure(f"ended with exit status {self._process.returncode} while starting")
-                if time.monotonic() > until:
-                    raise self._failure(f"did not answer within {seconds:g} s")
-                await asyncio.sleep(LOOK_SECONDS)
-        finally:
-            await client.close()
+    def wait(self) -> None:
+        """Return when it has ended."""
+        self._process.wait()
+
+    def end(self) -> str:
+        return "" if self.alive else f"exit status {self._process.returncode}"
+
+    def story(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        said = [line for line in lines[-LAST_LINES:] if line.strip()]
+        added = [f"{name}={value}" for name, value in self.command.environment.items()]
+        return "\n    ".join([" ".join([*added, *self.command.words]), *said])
 
     def stop(self) -> None:
-        """End it and its children at once."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
@@ -77,14 +122,8 @@ class ServerProcess:
         self._guard.stdin.close()
         self._guard.wait()
 
-    def _failure(self, what: str) -> RlcoreError:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        words = "\n    ".join(line for line in lines[-LAST_LINES:] if line.strip())
-        return fail(f"server at {self.url}", f"{what}; it was started as\n    {self._shown()}\n    {words}")
-
-    def _shown(self) -> str:
-        added = [f"{name}={value}" for name, value in self.command.environment.items()]
-        return " ".join([*added, *self.command.words])
+    def again(self) -> Self:
+        return type(self)(self.command, self.log)
 
 
 def free_port() -> int:
