@@ -18,7 +18,9 @@ SETS = [
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
+    # As `rlcore cluster up` does: else the head makes a token that others lack.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
