@@ -96,9 +96,7 @@ class _Free:
 
     def _unfit(self, group: Servers) -> Problem:
         gpus, size = group.gpus_per_server, self._size
-        message = (
-            f"a server of {gpus} GPUs fits neither into what is left of a node of {size} nor whole ones"
-        )
+        message = f"a server of {gpus} GPUs fits neither into what is left of a node of {size} nor whole ones"
         return Problem(group.size_key, message, f"a divisor or a multiple of {size}")
 
 
