@@ -35,13 +35,6 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
 
 @pytest.fixture(scope="module")
 def home():
-    with pytest.MonkeyPatch.context() as patch:
-        # As `rlcore cluster up` does: else the head makes a token that others lack.
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        yield from two_nodes()
-
-
-def two_nodes():
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 2, "include_dashboard": False}
     )

@@ -1,4 +1,4 @@
-"""No key of a recipe is decoration: code reads it, `train` refuses it, or a reason stands here."""
+"""No key of a recipe is decoration: code reads it, or `train` refuses it."""
 
 import ast
 from pathlib import Path
@@ -11,24 +11,11 @@ from rlcore.config.schema import Recipe
 from rlcore.config.support import unbuilt
 
 CORE = Path(rlcore.__file__).parent
-# By the key whose value gives them a meaning, and which `train` refuses.
-REFUSED_WITH = {
-    "rollout.engine": {
-        "args",
-        "worker_type",
-        "num_gpus_per_engine",
-        "model_path",
-        "update_weights",
-        "python",
-        "urls",
-        "router",
-        "gpus_per_engine",
-    },
-    "cluster.colocate": {"offload_train", "offload_rollout"},
-}
-READ_BY_BATCH_SIZE = {"global_batch_size", "updates_per_rollout"}
-HARMLESS = {
-    "verify": "engine and trainer are compared on every step's own samples, whatever it says",
+# Read by a rule of the recipe, which the loop asks.
+READ_BY = {
+    "global_batch_size": "batch_size",
+    "updates_per_rollout": "batch_size",
+    "offload_rollout": "offloads_rollout",
 }
 
 
@@ -59,22 +46,13 @@ def read_outside_config():
     return read
 
 
-def test_every_key_is_read_refused_or_harmless():
-    excepted = set().union(*REFUSED_WITH.values(), READ_BY_BATCH_SIZE, HARMLESS)
-    assert set(keys(Recipe, set())) - read_outside_config() - excepted == set()
+def test_every_key_is_read_or_refused():
+    assert set(keys(Recipe, set())) - read_outside_config() == READ_BY.keys()
 
 
-def test_no_exception_is_made_for_a_key_that_does_not_exist():
-    assert set().union(*REFUSED_WITH.values(), READ_BY_BATCH_SIZE, HARMLESS) <= set(keys(Recipe, set()))
-
-
-def test_the_keys_that_give_meaning_to_unread_ones_are_refused():
-    refusals = (CORE / "config/support.py").read_text()
-    assert [key for key in REFUSED_WITH if f'"{key}"' not in refusals] == []
-
-
-def test_the_size_of_a_batch_is_read_by_the_loop():
-    assert "batch_size(self._recipe)" in (CORE / "controller/grpo.py").read_text()
+def test_rules_that_read_keys_are_asked_by_the_loop():
+    loop = (CORE / "controller/grpo.py").read_text()
+    assert all(f"{rule}(" in loop for rule in READ_BY.values())
 
 
 def test_sending_tokens_by_deepep_is_refused_where_it_is_not_installed(write, monkeypatch):

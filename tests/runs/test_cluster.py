@@ -18,9 +18,7 @@ SETS = [
 
 
 @pytest.fixture
-def cluster(monkeypatch):
-    # As `rlcore cluster up` does: else the head makes a token that others lack.
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+def cluster():
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
