@@ -21,8 +21,8 @@ collect_ignore = [] if (Path(__file__).parents[1] / ".venv-sglang" / ".installed
 settings.register_profile("rlcore", deadline=None)
 settings.load_profile("rlcore")
 
-# A process asks Ray once whether clusters have a token; tests meet several, which others started without one, as
-# `rlcore cluster up` does.
+# A process asks Ray once whether clusters have a token; tests meet several, which others start without one,
+# as `rlcore cluster up` does.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
 OUTSIDE_PROJECT = """\
