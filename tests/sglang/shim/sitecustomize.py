@@ -17,12 +17,12 @@ class DeclareOperators(MetaPathFinder):
             return
         sys.meta_path.remove(self)
         if version("torch").endswith("+cpu") and not version("torchvision").endswith("+cpu"):
-            import torch
+            from torch import library
 
-            # A library that is collected takes its operators along.
-            type(self).library = torch.library.Library("torchvision", "DEF")
-            type(self).library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            type(self).library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            # What is collected takes its operators along.
+            type(self).operators = library.Library("torchvision", "DEF")
+            type(self).operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            type(self).operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 sys.meta_path.insert(0, DeclareOperators())
