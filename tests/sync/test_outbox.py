@@ -35,7 +35,7 @@ def read_elsewhere(parcel):
     answers = context.Queue()
     process = context.Process(target=opened, args=(list(parcel.handles), answers))
     process.start()
-    found = [answers.get(timeout=60) for _ in parcel.handles]
+    found = [answers.get(timeout=300) for _ in parcel.handles]
     process.join()
     return [{name: torch.from_numpy(array) for name, array in one.items()} for one in found]
 
