@@ -29,7 +29,7 @@ Gradients = Mapping[str, Tensor]
 def gradients_of_both(
     spec: ModelSpec, bridge: WeightBridge, model: PolicyModel, folder: Path
 ) -> tuple[Gradients, Gradients]:
-    """Gradients of one loss, ours and transformers', by the checkpoint's names."""
+    """Gradients of one loss, ours and transformers', by the checkpoint's names; those that there are."""
     load_hf([model], bridge, folder)
     reference = _transformers(folder)
     spec.mend_transformers(reference)
@@ -37,7 +37,7 @@ def gradients_of_both(
     hidden_th = forward_hidden(model, tokens_1t, PackedSequences.of([50]))[:, 0]
     for logits_tv in (hidden_th @ output_weight(model).T, reference(tokens_1t).logits[0]):
         logits_tv.log_softmax(-1)[:, 7].sum().backward()
-    own = {name: parameter.grad for name, parameter in model.named_parameters()}
+    own = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     ours = {
         name: gradient
         for entry in bridge.entries
@@ -47,6 +47,7 @@ def gradients_of_both(
     theirs = {
         hub_name: gradient
         for name, parameter in reference.named_parameters()
+        if parameter.grad is not None
         for hub_name, gradient in unstacked(name, parameter.grad)
     }
     return ours, theirs

@@ -1,16 +1,12 @@
 """Checkpoints of random tiny GLM-5 models, written by transformers, and Megatron ready to load them."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from rlcore_glm52_dsa.bridge import dsa_bridge
 from rlcore_glm52_dsa.spec import dsa_spec
 
-from rlcore.config.schema import Parallel, Recompute
-from rlcore.models.hf_config import read_hf_config
 from rlcore.testing.engine_contract import Subject
-from rlcore.testing.fixtures import make_checkpoint, megatron
+from rlcore.testing.fixtures import build, make_checkpoint, megatron
 
 CONFIG = {
     "model_type": "glm_moe_dsa",
@@ -64,23 +60,5 @@ def subject(tmp_path_factory):
 
 
 @pytest.fixture
-def build(megatron):
-    """Gives spec, bridge and the stages of the Megatron model for a checkpoint folder, or for a config.
-
-    Its MTP layers are left out unless `mtp_layers` says how many there are.
-    """
-    from rlcore.models.build import build_model, transformer_config
-
-    def make(source, *, meta: bool = False, mtp_layers: int = 0):
-        spec = dsa_spec(read_hf_config(source) if isinstance(source, Path) else source)
-        config = transformer_config(
-            spec,
-            parallel=Parallel(),
-            dtype=torch.float32,
-            recompute=Recompute(),
-            megatron_overrides={},
-            mtp_layers=mtp_layers,
-        )
-        return spec, dsa_bridge(spec), build_model(spec, config, meta=meta)
-
-    return make
+def family():
+    return dsa_spec, dsa_bridge

@@ -13,15 +13,14 @@ from transformers import AutoModelForCausalLM
 
 from rlcore.bridge.load import load_hf
 from rlcore.models.attention import PackedSequences
-from rlcore.models.forward import forward_hidden, output_weight
+from rlcore.models.forward import forward_hidden
 from rlcore.models.hf_config import read_hf_config
-from rlcore.rollout.local_weights import unstacked
+from rlcore.testing.reference import PACKED, gradients_of_both, packed_and_alone
 from rlcore.testing.routers import choice_margins
 from rlcore.trainer.parity import measure_parity
 
 # Further apart than rounding brings the scores of the last one chosen and the first one left out.
 SMALLEST_MARGIN = 1e-6
-LENGTHS = (1, 40, 3, 77, 20, 64, 2, 19)
 
 
 def random_shape(seed):
@@ -105,12 +104,12 @@ def test_layers_choose_the_keys_that_transformers_does(build, make_checkpoint, s
     folder = make_checkpoint(seed, num_hidden_layers=6)
     spec, bridge, (model,) = build(folder)
     load_hf([model], bridge, folder)
-    tokens = random_tokens(sum(LENGTHS))
-    sequences = PackedSequences.of(LENGTHS)
+    tokens = random_tokens(sum(PACKED))
+    sequences = PackedSequences.of(PACKED)
     with margins(), watched_choices() as ours:
         forward_hidden(model.eval(), tokens, sequences)
 
-    theirs = choices_of_transformers(spec, folder, tokens.split(LENGTHS, 1))
+    theirs = choices_of_transformers(spec, folder, tokens.split(PACKED, 1))
     assert list(theirs) == [0, 1, 3, 5]
     first_t = sequences.places - sequences.position_ids[0]
     for layer, sets in theirs.items():
@@ -168,45 +167,19 @@ def test_transformers_alone_uses_1e_6_in_the_norms_of_latents(megatron, make_che
 def test_gradients_equal_those_of_transformers_and_indexers_get_none(build, make_checkpoint):
     folder = make_checkpoint()
     spec, bridge, (model,) = build(folder)
-    load_hf([model], bridge, folder)
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    spec.mend_transformers(reference)
-    tokens = random_tokens(50)
-
     with margins():
-        hidden = forward_hidden(model, tokens, PackedSequences.of([50]))[:, 0]
-    (hidden @ output_weight(model).T).log_softmax(-1)[:, 7].sum().backward()
-    reference(tokens).logits[0].log_softmax(-1)[:, 7].sum().backward()
-
-    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
-    theirs = hub_gradients(reference)
+        ours, theirs = gradients_of_both(spec, bridge, model, folder)
+    assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
-        entry = bridge.by_hf[name]
-        written = entry.transform.write([ours[entry.megatron]])[entry.hf.index(name)]
-        torch.testing.assert_close(written, gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
-    without = {name for entry in bridge.entries if entry.megatron in ours for name in entry.hf} - theirs.keys()
-    assert without == {name for name, _ in reference.named_parameters() if ".indexer." in name}
-    assert all(gradient is None for name, gradient in ours.items() if ".indexer." in name)
-
-
-def hub_gradients(model):
-    """Gradients by the names of a checkpoint, the stacked ones of experts taken apart."""
-    return {
-        hub_name: gradient
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None
-        for hub_name, gradient in unstacked(name, parameter.grad)
-    }
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == [name for name, _ in model.named_parameters() if ".indexer." in name] != []
 
 
 def test_packed_sequences_do_not_see_each_other(build, make_checkpoint):
     folder = make_checkpoint()
-    _, bridge, (model,) = build(folder)
+    spec, bridge, (model,) = build(folder)
     load_hf([model], bridge, folder)
-    tokens = random_tokens(sum(LENGTHS))
     with margins():
-        packed = forward_hidden(model, tokens, PackedSequences.of(LENGTHS))
-    alone = [
-        forward_hidden(model, part, PackedSequences.of([part.shape[1]])) for part in tokens.split(LENGTHS, 1)
-    ]
-    torch.testing.assert_close(packed, torch.cat(alone), rtol=1e-5, atol=1e-5)
+        packed, alone = packed_and_alone(spec, model)
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
