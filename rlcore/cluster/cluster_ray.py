@@ -4,9 +4,7 @@ What it holds is a placement group, which ends with the run; the cluster goes on
 """
 
 import ipaddress
-import logging
 import shutil
-import signal
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,7 +21,7 @@ from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlcore.cluster.local_ray import be_quiet
+from rlcore.cluster.driver import connect
 from rlcore.cluster.placement import STRATEGY
 from rlcore.errors import fail
 
@@ -167,22 +165,16 @@ def _answers(address: str) -> bool:
 
 def _join(address: str) -> None:
     """Become a driver of the cluster. Raises RlcoreError where this process or its Ray does not fit in."""
-    # What Ray prints when a worker or a node dies, the group says in one line, with the rank.
-    ray._private.worker.print_to_stdstream = be_quiet
-    on_termination = signal.getsignal(signal.SIGTERM)
     # `ray start` asks for the token that a machine has; `ray.init` does not send it to a given address.
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
-        ray.init(address, namespace="rlcore", log_to_driver=False, logging_level=logging.ERROR)
+        connect(address)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = str(error).strip().splitlines()[0]
         remedy = "run it on a node of the cluster, or from elsewhere by ray job submit (docs/cluster.md)"
         raise fail(
             "cluster.address", f"the Ray cluster at {address} cannot be joined: {reason}", remedy
         ) from error
-    finally:
-        # Ray exits on SIGTERM; a run saves first, and says how to go on.
-        signal.signal(signal.SIGTERM, on_termination)
 
 
 def _node(record: Mapping[str, Any]) -> Node:

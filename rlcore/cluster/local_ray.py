@@ -1,8 +1,6 @@
 """A Ray of our own on this machine, private to one run: it needs no network and ends with its process."""
 
-import logging
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,6 +11,7 @@ import ray
 import torch
 from ray._common.utils import get_default_system_temp_dir
 
+from rlcore.cluster.driver import connect
 from rlcore.cluster.process_id import identify
 from rlcore.errors import fail
 from rlcore.telemetry.memory import descendants
@@ -36,25 +35,18 @@ class LocalRay:
         self.folder = _short_folder()
         # Ray has no argument for this one: whether it reports its use to its makers.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        # What Ray prints when a worker dies, the group says in one line, with the rank.
-        ray._private.worker.print_to_stdstream = be_quiet
-        before, on_termination = descendants(os.getpid()), signal.getsignal(signal.SIGTERM)
+        before = descendants(os.getpid())
         try:
-            ray.init(
+            connect(
                 "local",
                 num_cpus=ranks * threads,
                 num_gpus=ranks * self._gpus,
                 include_dashboard=False,
-                namespace="rlcore",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
                 _temp_dir=str(self.folder),
                 # Ray's workers give way to all other processes otherwise.
                 _system_config={"worker_niceness": 0},
             )
         finally:
-            # Ray exits on SIGTERM; a run saves first, and says how to go on.
-            signal.signal(signal.SIGTERM, on_termination)
             started = set(descendants(os.getpid())) - set(before)
             helpers = [f"{one.number}:{one.started}" for one in map(identify, started) if one]
             command = [sys.executable, "-m", "rlcore.cluster.reaper", self.folder, *helpers]
@@ -93,7 +85,3 @@ def _short_folder() -> Path:
     if len(parent) > _LONGEST_PARENT:
         raise fail("TMPDIR", f"{parent} is too long a path for the sockets of Ray", "TMPDIR of a shorter path")
     return Path(tempfile.mkdtemp(prefix="rlcore-", dir=parent))
-
-
-def be_quiet(*args: Any, **kwargs: Any) -> None:
-    """Stand in for a function that prints."""
