@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from rlcore.errors import fail
 from rlcore.models.forward import PolicyModel
+from rlcore.trainer.contents import CONFIG, check_whole
 from rlcore.trainer.moments import Moments
 from rlcore.trainer.optimizer import TrainingState
 from rlcore.trainer.setup import seed_everything
@@ -50,13 +51,14 @@ def start_saving(state: TrainingState, folder: Path, *, snapshot: bool) -> State
 
 def is_torch_dist(folder: Path) -> bool:
     """Whether a folder is a checkpoint in this format."""
-    return bool(dist_checkpointing.check_is_distributed_checkpoint(str(folder)))
+    return (folder / CONFIG).is_file()
 
 
 def load_weights(stages: Sequence[PolicyModel], folder: Path) -> None:
-    """Read only the weights. Raises RlcoreError where `folder` holds none, or those of another model."""
+    """Read only the weights. Raises RlcoreError where `folder` holds none, is damaged, or of another model."""
     if not is_torch_dist(folder):
-        raise fail(str(folder), "is no torch_dist checkpoint", "name a folder with a metadata.json")
+        raise fail(str(folder), "is no torch_dist checkpoint", f"name a folder with a {CONFIG}")
+    check_whole(folder)
     _fill(stages, _load(_weights(stages), folder))
 
 
@@ -64,8 +66,10 @@ def load_state(state: TrainingState, folder: Path, seed: int) -> bool:
     """Read back what was saved, into weights, optimizer, schedule and random states of this rank.
 
     Returns whether the random states are those of the save. Another layout has no use for them: its ranks are
-    seeded from the run's seed and the number of steps taken.
+    seeded from the run's seed and the number of steps taken. Raises RlcoreError for what is damaged, or of
+    another model.
     """
+    check_whole(folder)
     common = dist_checkpointing.load_common_state_dict(str(folder))
     same_layout: bool = common["layout"] == _layout()
     weights = _weights(_policies(state))
@@ -94,7 +98,12 @@ def _load(asked: dict[str, Any], folder: Path) -> dict[str, Any]:
         failures = error.failures.values() if isinstance(error, CheckpointException) else [(error, None)]
         cause, _ = next(iter(failures))
         remedy = "a checkpoint that was trained from model.checkpoint"
-        raise fail(str(folder), f"does not fit the model: {cause}", remedy) from None
+        message = f"does not fit the model, or is damaged: {_first_line(cause)}"
+        raise fail(str(folder), message, remedy) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _layout() -> dict[str, int]:

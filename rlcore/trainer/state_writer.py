@@ -30,9 +30,9 @@ from torch.distributed.checkpoint.utils import _DistWrapper
 
 from rlcore.errors import Problem, raise_if_any
 from rlcore.ranks import from_all_ranks
+from rlcore.trainer.contents import COMMON
 from rlcore.trainer.moments import Moments, address
 
-COMMON = "common.pt"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
