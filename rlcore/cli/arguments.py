@@ -27,5 +27,5 @@ def named_recipe(args: argparse.Namespace) -> str:
     from rlcore.registry import Catalog
     from rlcore.registry.resources import recipes
 
-    shipped = ", ".join(recipe.name for recipe in recipes(Catalog.installed()))
+    shipped = ", ".join(recipe.name for recipe in recipes(Catalog.installed().resources()))
     raise fail("RECIPE", "no recipe was given", f"one of {shipped}, or a file")

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    shipped = recipes(Catalog.installed())
+    shipped = recipes(Catalog.installed().resources())
     if args.json:
         print_json([{"name": one.name, "path": str(one.path), "summary": one.summary} for one in shipped])
     elif shipped:

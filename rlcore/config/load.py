@@ -62,7 +62,7 @@ def read_recipe(ref: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
     Raises RlcoreError where there is no recipe to speak of: no file, no YAML, no model.
     """
-    shipped = {recipe.name: recipe.path for recipe in recipes(Catalog.installed())}
+    shipped = {recipe.name: recipe.path for recipe in recipes(Catalog.installed().resources())}
     tree = _composed(find_recipe(ref, shipped), shipped, ())
     for override in overrides:
         tree = overridden(tree, override)

@@ -3,6 +3,7 @@
 Listing reads metadata files only; nothing of a plugin is imported until `Catalog.load`.
 """
 
-from rlcore.registry.catalog import Candidate, Catalog
+from rlcore.registry.candidate import Candidate
+from rlcore.registry.catalog import Catalog
 
 __all__ = ["Candidate", "Catalog"]

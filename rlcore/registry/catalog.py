@@ -5,57 +5,20 @@ A plugin that nobody asks for cannot stop the host; one that is asked for and un
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rlcore.errors import Problem, RlcoreError, fail
+from rlcore.registry.candidate import Candidate
 from rlcore.registry.kinds import BY_GROUP, KINDS
-from rlcore.registry.metadata import Declaration, canonical, survey
-from rlcore.registry.requirements import Lack, State, unmet
+from rlcore.registry.metadata import Declaration, survey
+from rlcore.registry.requirements import Lack, unmet
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from rlcore.registry.loading import Plugin
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A plugin as its distribution declares it; `reason` and `remedy` explain any state but found and ok."""
-
-    kind: str
-    name: str
-    dist: str
-    version: str
-    value: str
-    state: State = "found"
-    reason: str = ""
-    remedy: str = ""
-
-    @property
-    def sound(self) -> bool:
-        """Whether nothing that is known speaks against using it."""
-        return self.state in ("found", "ok")
-
-    @property
-    def place(self) -> str:
-        """How messages name it: entry point, distribution and value."""
-        return f"{self.kind} {self.name!r} of {self.dist} {self.version} ({self.value})"
-
-    @property
-    def trouble(self) -> tuple[str, str]:
-        """Message and remedy for the error of one who asks for it in vain."""
-        return f"{self.place} is {self.state}: {self.reason}", self.remedy
-
-    def matches(self, selector: str) -> bool:
-        """Whether `NAME`, `dist:NAME` or `kind:NAME` means this plugin."""
-        prefix, _, name = selector.rpartition(":")
-        return name == self.name and (prefix in ("", self.kind) or canonical(prefix) == canonical(self.dist))
-
-    def to_dict(self) -> dict[str, str]:
-        """The record that `rlcore list-plugins --json` prints."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

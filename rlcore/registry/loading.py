@@ -21,7 +21,7 @@ from rlcore.registry.kinds import KINDS, Kind
 from rlcore.registry.requirements import install_command
 
 if TYPE_CHECKING:
-    from rlcore.registry.catalog import Candidate
+    from rlcore.registry.candidate import Candidate
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rlcore.errors import Problem
 from rlcore.registry.resources import package_folder
 
 if TYPE_CHECKING:
-    from rlcore.registry.catalog import Candidate
+    from rlcore.registry.candidate import Candidate
     from rlcore.registry.loading import Plugin
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rlcore.errors import RlcoreError
-from rlcore.registry.catalog import Candidate, Catalog
+from rlcore.registry.candidate import Candidate
+from rlcore.registry.catalog import Catalog
 from rlcore.registry.resources import package_folder
 
 

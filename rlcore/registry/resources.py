@@ -2,12 +2,9 @@
 
 import importlib.util
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rlcore.registry.catalog import Catalog
 
 
 @dataclass(frozen=True)
@@ -19,11 +16,11 @@ class ShippedRecipe:
     summary: str
 
 
-def recipes(catalog: "Catalog") -> list[ShippedRecipe]:
-    """The recipes (`recipes/*.yaml`) of all resource plugins, sorted by name."""
+def recipes(folders: Mapping[str, Path]) -> list[ShippedRecipe]:
+    """The recipes (`recipes/*.yaml`) in the package folders of resource plugins by name, sorted by name."""
     return [
         ShippedRecipe(f"{name}/{path.stem}", path, _summary(path))
-        for name, folder in sorted(catalog.resources().items())
+        for name, folder in sorted(folders.items())
         for path in sorted(folder.glob("recipes/*.yaml"))
     ]
 

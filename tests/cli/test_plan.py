@@ -11,7 +11,7 @@ from rlcore.cli.main import main
 from rlcore.registry import Catalog
 from rlcore.registry.resources import recipes
 
-SHIPPED = [recipe.name for recipe in recipes(Catalog.installed())]
+SHIPPED = [recipe.name for recipe in recipes(Catalog.installed().resources())]
 BIG = next(name for name in SHIPPED if name.endswith("9b"))
 
 

@@ -22,7 +22,7 @@ rollout:
   stop: [a, b]
 loss: {use: clip, options: {eps_clip: 0.1}}
 """
-SHIPPED = [recipe.name for recipe in recipes(Catalog.installed())]
+SHIPPED = [recipe.name for recipe in recipes(Catalog.installed().resources())]
 
 
 def test_a_recipe_is_laid_over_its_bases_in_order(write):

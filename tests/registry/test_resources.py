@@ -30,7 +30,8 @@ def test_package_folders_are_found_without_an_import(shipped):
 
 
 def test_recipes_are_named_by_resource_and_file(shipped):
-    found = {one.name: one for one in recipes(Catalog.installed()) if one.name.startswith("family/")}
+    shipped_by_all = recipes(Catalog.installed().resources())
+    found = {one.name: one for one in shipped_by_all if one.name.startswith("family/")}
     assert list(found) == ["family/large", "family/tiny"]
     assert found["family/tiny"].path == shipped / "recipes" / "tiny.yaml"
     assert found["family/tiny"].summary == "Learns to add in minutes."

@@ -39,7 +39,8 @@ from rlcore_glm52_dsa.selection import fingerprint
 from rlcore_glm52_dsa.sparse import attention_mass
 
 if TYPE_CHECKING:
-    from rlcore_glm52_dsa.spec import DsaOptions, IndexerSizes
+    from rlcore_glm52_dsa.indexer_sizes import IndexerSizes
+    from rlcore_glm52_dsa.options import DsaOptions
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rlcore.models.rotary import rotate
 
 if TYPE_CHECKING:
-    from rlcore_glm52_dsa.spec import IndexerSizes
+    from rlcore_glm52_dsa.indexer_sizes import IndexerSizes
 
 # Whatever the model's other norms have.
 _EPSILON = 1e-6

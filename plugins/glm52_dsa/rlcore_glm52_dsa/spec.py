@@ -7,9 +7,7 @@ experts. Facts: the published config.json, transformers' modeling_glm_moe_dsa, D
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, PositiveFloat
+from typing import TYPE_CHECKING, Any
 
 from rlcore.errors import fail, raise_if_any
 from rlcore.models.arithmetic import gated_mlp_parameters, linear_flops
@@ -17,6 +15,8 @@ from rlcore.models.experts import DENSE, MOE, Experts
 from rlcore.models.hf_config import number_problems
 from rlcore.models.latent import LatentAttention, set_latent_epsilon
 from rlcore.models.spec import LayerInfo, ModelSpec, mtp_layer_around
+from rlcore_glm52_dsa.indexer_sizes import IndexerSizes
+from rlcore_glm52_dsa.options import DsaOptions
 from rlcore_glm52_dsa.schedule import full_layers
 
 if TYPE_CHECKING:
@@ -26,63 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SIZES = ("hidden_size", "intermediate_size", "max_position_embeddings", "num_hidden_layers", "vocab_size")
-_INDEXER_SIZES = ("index_n_heads", "index_head_dim", "index_topk")
 _KINDS = {"dense": DENSE, "sparse": MOE}
-
-
-class IndexerOptions(BaseModel):
-    """What becomes of the indexers' weights."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    train: Literal["none", "kl"] = "none"
-    """Keep them as they are, or bring their scores near to attention, by the KL divergence (DeepSeek-V3.2)."""
-    coefficient: PositiveFloat = 0.01
-    """Of that divergence, its mean over tokens summed over layers. The gradient's norm grows by it."""
-
-
-class DsaOptions(BaseModel):
-    """`model.options` of a recipe."""
-
-    kernels: Literal["reference", "triton"] = "reference"
-    """What chooses keys and attends to them: torch, or kernels for a GPU, which none has timed yet."""
-    indexer: IndexerOptions = IndexerOptions()
-    """Whether indexers learn."""
-
-
-@dataclass(frozen=True)
-class IndexerSizes:
-    """What chooses `topk` keys: heads, and the width of each."""
-
-    heads: int
-    width: int
-    topk: int
-
-    @classmethod
-    def of(cls, hf_config: Mapping[str, Any]) -> "IndexerSizes":
-        """Read the keys; raises RlcoreError for all that cannot be."""
-        raise_if_any(number_problems(hf_config, _INDEXER_SIZES))
-        sizes = cls(*(hf_config[key] for key in _INDEXER_SIZES))
-        if sizes.width < hf_config["qk_rope_head_dim"]:
-            message = f"index_head_dim {sizes.width} is less than qk_rope_head_dim"
-            raise fail("config.json", f"{message} {hf_config['qk_rope_head_dim']}, which is rotated of it")
-        if not hf_config.get("indexer_rope_interleave", True):
-            raise fail("config.json", "indexer_rope_interleave false is not supported, only true")
-        return sizes
-
-    def matrices(self, attention: LatentAttention) -> int:
-        """Elements of its projections: queries from their latent, a key and heads' weights from the token."""
-        query = attention.query_latent * self.heads * self.width
-        return query + attention.hidden * (self.width + self.heads)
-
-    def parameters(self, attention: LatentAttention) -> int:
-        """Elements of it all, the key's LayerNorm included."""
-        return self.matrices(attention) + 2 * self.width
-
-    def flops(self, length: int, attention: LatentAttention) -> float:
-        """Forward FLOPs of a sequence: each query is scored against every key up to its own."""
-        pairs = length * (length + 1) / 2
-        return linear_flops(length, self.matrices(attention)) + 2.0 * pairs * self.heads * (self.width + 1)
 
 
 @dataclass(frozen=True)
