@@ -1,5 +1,7 @@
 """Pipeline stages: equal, uneven, and Megatron's free-form layouts, read as Megatron reads them."""
 
+from itertools import permutations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +56,18 @@ def test_layers_of_a_free_form_layout_are_where_megatron_builds_them(monkeypatch
     ]
     assert [[list(chunk) for chunk in rank] for rank in split_layers(parallel, 8)] == theirs
     assert chunks_per_rank(parallel) == 2
+
+
+@pytest.mark.parametrize("mtp_layers", [0, 1, 2])
+def test_what_the_rules_let_pass_does_not_fail_in_megatron(mtp_layers):
+    from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
+
+    letters = ["tt" + "m" * held + "|" * bars for held in range(4) for bars in (1, 2)]
+    texts = {f"E{''.join(order)}L" for each in letters for order in permutations(each)}
+    passed = [text for text in texts if not stage_problems(free_form(text), ANY * 2, mtp_layers)]
+    assert len(passed) == 3
+    for text in passed:
+        PipelineParallelLayerLayout(text, 2).validate_layer_layout(2, mtp_layers or None)
 
 
 def test_mtp_layers_are_on_the_last_rank():
