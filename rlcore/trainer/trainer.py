@@ -118,7 +118,7 @@ class Trainer:
         self._bad_steps = bad_steps or BadSteps()
         self._scorer = Scorer(self._config.sequence_parallel, temperature, log_probs_chunk)
         self._reference: HostWeights | None = None
-        self._state: TrainingState | None = None
+        self.state: TrainingState | None = None
         self._writer: StateWriter | None = None
         self.stages = build_model(spec, self._config)
         if not self._mtp.train:
@@ -134,11 +134,11 @@ class Trainer:
     @property
     def step(self) -> int:
         """Optimizer steps taken, those before a resume included."""
-        return 0 if self._state is None else int(self._state.schedule.num_steps)
+        return 0 if self.state is None else int(self.state.schedule.num_steps)
 
     def prepare_optimizer(self, settings: Optimizer, total_steps: int) -> None:
         """Make gradient buffers, optimizer and schedule, whose decay ends at `total_steps` unless set."""
-        self._state = TrainingState(
+        self.state = TrainingState(
             self.stages, self._config, settings, total_steps, self._megatron, self._bad_steps
         )
 
@@ -284,8 +284,8 @@ class Trainer:
         save_hf(self.exporter, folder, source=self._source)
 
     def _training_state(self) -> TrainingState:
-        assert self._state is not None, "prepare_optimizer comes first"
-        return self._state
+        assert self.state is not None, "prepare_optimizer comes first"
+        return self.state
 
     def _share(self, samples: Sequence[TrainSample], weights: Sequence[torch.Tensor] | None = None) -> Share:
         return share_of(
@@ -302,7 +302,7 @@ class Trainer:
         self, batches: Sequence[MicroBatch], finish: Callable[..., Any], *, forward_only: bool
     ) -> list[Any]:
         """Run micro-batches through Megatron's schedule; what `finish` leaves of each, on the last stage."""
-        stages = self.stages if self._state is None else self._state.stages
+        stages = self.stages if self.state is None else self.state.stages
 
         def forward_step(iterator: Any, stage: torch.nn.Module) -> tuple[torch.Tensor, Callable[..., Any]]:
             batch = next(iterator)

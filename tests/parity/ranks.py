@@ -131,7 +131,7 @@ def _measure(folder: Path, family: Family, layout: Layout) -> Measured:
     objective = PolicyObjective(clip.policy_loss(ClipOptions()), Algorithm(entropy_coefficient=0.01))
     metrics = trainer.backward(samples_of(layout.lengths, spec.vocab_size), objective)
     loss = metrics["loss"] + metrics.get("mtp/loss", 0.0)
-    return Measured(whole_gradients(trainer._state.stages, bridge), metrics["grad_norm"], loss)
+    return Measured(whole_gradients(trainer.state.stages, bridge), metrics["grad_norm"], loss)
 
 
 def samples_of(lengths: Lengths, vocab_size: int) -> list[TrainSample]:

@@ -12,7 +12,7 @@ def moments(make_trainer, make_samples):
     trainer = make_trainer()
     trainer.prepare_optimizer(Optimizer(lr=1e-3), total_steps=1)
     trainer.train_step(make_samples([(3, 9)]), SftObjective())
-    (stage,), (optimizer,) = trainer.stages, trainer._state.optimizer.chained_optimizers
+    (stage,), (optimizer,) = trainer.stages, trainer.state.optimizer.chained_optimizers
     return Moments(optimizer, {"model": stage.sharded_state_dict()})
 
 
