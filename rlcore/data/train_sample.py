@@ -1,7 +1,12 @@
 """TrainSample: a finished sample as the trainer needs it, as plain numbers that can cross processes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from rlcore.errors import Problem, raise_if_any
+
+# What a micro-batch has of all its samples or of none: it must not matter which ones are packed together.
+_SHARED = ("advantages", "old_log_probs", "ref_log_probs", "rollout_log_probs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,3 +34,24 @@ class TrainSample:
     @property
     def response_length(self) -> int:
         return len(self.tokens) - self.prompt_length
+
+
+def check_samples(samples: Sequence[TrainSample]) -> None:
+    """Raise one RlcoreError for the samples of a step that cannot be trained on, or not together."""
+    raise_if_any([*_empty(samples), *_unlike(samples)])
+
+
+def _empty(samples: Sequence[TrainSample]) -> Iterator[Problem]:
+    for sample in samples:
+        if sample.prompt_length < 1 or sample.response_length < 1:
+            message = "needs at least one prompt token and one response token to be trained on"
+            yield Problem(sample.name, message)
+
+
+def _unlike(samples: Sequence[TrainSample]) -> Iterator[Problem]:
+    for field in _SHARED:
+        lacking = [sample for sample in samples if getattr(sample, field) is None]
+        if lacking and len(lacking) < len(samples):
+            having = next(sample for sample in samples if getattr(sample, field) is not None)
+            message = f"has no {field}, which {having.name} has"
+            yield Problem(lacking[0].name, message, "give it to all samples of a step, or to none")

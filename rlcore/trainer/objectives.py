@@ -53,7 +53,7 @@ class SftObjective:
 class PolicyObjective:
     """loss = policy loss · importance weight - c_H · entropy + c_KL · KL, per token.
 
-    Samples without old log-probs are on-policy: their ratio is 1 and only its gradient counts.
+    Without old log-probs a step is on-policy: the ratio is 1 and only its gradient counts.
     """
 
     loss: PolicyLoss

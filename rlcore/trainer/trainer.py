@@ -22,8 +22,8 @@ from rlcore.bridge.export import Exporter, save_hf
 from rlcore.bridge.load import load_hf
 from rlcore.bridge.table import WeightBridge
 from rlcore.config.schema import MTP, BadSteps, Model, Optimizer, Parallel, Recompute
-from rlcore.data.train_sample import TrainSample
-from rlcore.errors import Problem, raise_if_any
+from rlcore.data.train_sample import TrainSample, check_samples
+from rlcore.errors import Problem
 from rlcore.models.build import build_model, transformer_config
 from rlcore.models.config import gathers_tokens
 from rlcore.models.context_parallel import ContextSplit
@@ -147,7 +147,7 @@ class Trainer:
 
         By index in `samples`, for those that this rank reports; each is reported by one rank of the world.
         """
-        _check(samples)
+        check_samples(samples)
         share = self._share(samples)
         with torch.no_grad():
             scored = self._run(share.batches, self._score_only, forward_only=True)
@@ -203,7 +203,7 @@ class Trainer:
         Raises BadStepError, on all ranks, where the loss or the gradient is not finite.
         """
         state = self._training_state()
-        _check(samples)
+        check_samples(samples)
         masks = [torch.as_tensor(np.asarray(sample.loss_mask, np.float32)) for sample in samples]
         share = self._share(samples, token_weights(masks, objective.reduction))
         state.zero_gradients()
@@ -386,11 +386,3 @@ def _tallies(trained: Sequence[_Trained], selections: Sequence[torch.Tensor | No
     for one, own_t in zip(trained, selections, strict=True):
         yield one.tally
         yield compare(one.batch, one.log_probs_t, own_t)
-
-
-def _check(samples: Sequence[TrainSample]) -> None:
-    raise_if_any(
-        Problem(sample.name, "needs at least one prompt token and one response token to be trained on")
-        for sample in samples
-        if sample.prompt_length < 1 or sample.response_length < 1
-    )
