@@ -30,6 +30,8 @@ AUTO = "auto"
 _CONNECT_SECONDS = 5.0
 # What is free is given in moments; what another run holds may be held for days.
 _PLACE_SECONDS = 60.0
+# Ray's workers, and servers that they start, give way to all other processes otherwise.
+_NICENESS = {"RAY_worker_niceness": "0"}
 _REMEDY = "the address of a head node: rlcore cluster up --hostfile FILE, or ray start --head --port 6379"
 
 
@@ -123,13 +125,18 @@ class ClusterRay:
             "num_cpus": each["CPU"],
             "num_gpus": int("GPU" in each and each["GPU"] > 0),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, index),
-            "runtime_env": {"env_vars": self._environment} if self._environment else {},
+            "runtime_env": {"env_vars": {**_NICENESS, **self._environment}},
         }
 
     def server_options(self, index: int, gpus: int) -> dict[str, Any]:
         """Options of the actor of a server's process on node `index`; the CPUs are for ranks."""
         strategy = PlacementGroupSchedulingStrategy(self._group, index)
-        return {"num_cpus": 0, "num_gpus": gpus, "scheduling_strategy": strategy}
+        return {
+            "num_cpus": 0,
+            "num_gpus": gpus,
+            "scheduling_strategy": strategy,
+            "runtime_env": {"env_vars": _NICENESS},
+        }
 
     def node(self, rank: int) -> str:
         return f"node {self.address_of(self._ranks[rank])}"

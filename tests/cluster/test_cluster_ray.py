@@ -34,6 +34,9 @@ class Adder:
     def where(self):
         return self.node, os.getcwd(), os.environ.get("NCCL_SOCKET_IFNAME")
 
+    def niceness(self):
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
     def refuse_on_one(self):
         if self.rank.number == 1:
             raise fail("plugins.lock.json: reward short", "the files have changed", "install it again")
@@ -91,6 +94,10 @@ def test_ranks_work_together_across_nodes_and_a_node_that_leaves_is_named(group,
         group.call("add_forever")
     assert "trainer rank 1 (node " in str(lost.value)
     assert "its node has left the cluster during add_forever" in str(lost.value)
+
+
+def test_ranks_give_way_to_others_no_more_than_the_run_does(group):
+    assert group.call("niceness") == [os.getpriority(os.PRIO_PROCESS, 0)] * 2
 
 
 def test_what_only_some_nodes_refuse_comes_with_their_names(group):

@@ -93,6 +93,8 @@ def test_servers_of_a_node_share_its_gpus_without_sharing_one(start):
     (_, one, word), (_, other, _), (_, given, _) = map(ask, servers)
     assert {one, other} == {"0", "1"}
     assert given == "1"
+    niceness = {os.getpriority(os.PRIO_PROCESS, int(ask(server)[0])) for server in servers}
+    assert niceness == {os.getpriority(os.PRIO_PROCESS, 0)}
     assert word == "said"
     assert servers[0].log.read_text().startswith("serving")
 
