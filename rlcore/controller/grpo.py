@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from rlcore.config.rules import batch_size, offloads_rollout
+from rlcore.config.rules import batch_size
 from rlcore.config.schema import Recipe
 from rlcore.controller.batch import estimate_advantages, split_updates
 from rlcore.controller.evaluation import EvaluationSet
@@ -19,6 +19,7 @@ from rlcore.controller.policy import Policy
 from rlcore.controller.selection import AlgorithmPlugins
 from rlcore.controller.session import Session
 from rlcore.controller.sync import sync_weights
+from rlcore.controller.turns import Turns
 from rlcore.controller.verification import Verifier
 from rlcore.data.prompts import PromptSource
 from rlcore.data.sample import Sample
@@ -39,6 +40,7 @@ class Actors:
     generator: Generator
     judge: Generator
     source: PromptSource
+    turns: Turns
 
 
 class Grpo:
@@ -59,9 +61,8 @@ class Grpo:
         self._evaluations = evaluations
         self._session = session
         self._engine_is_fresh = False
-        self._engine_may_sleep = offloads_rollout(recipe) and "sleep" in actors.engine.capabilities
-        self._engine_sleeps = False
-        self._verifier = Verifier.from_recipe(recipe, actors.policy)
+        self._turns = actors.turns
+        self._verifier = Verifier.from_recipe(recipe, actors.policy, actors.turns.for_a_score)
         self._synced: dict[str, float] = {}
 
     async def run(self, total_steps: int) -> None:
@@ -86,6 +87,7 @@ class Grpo:
                     await self._evaluate()
         finally:
             await pipeline.close()
+            await self._turns.end()
 
     def _is_evaluation_due(self, total_steps: int) -> bool:
         settings, done = self._recipe.eval, self._session.done
@@ -100,10 +102,8 @@ class Grpo:
         samples = [sample for group in rollout.groups for sample in group]
         if self._recipe.telemetry.save_rollouts:
             write_samples(session.folder.paths.rollouts, TRAINING, step, samples)
-        if self._engine_may_sleep:
-            with session.timer("sync"):
-                await self._actors.engine.sleep()
-                self._engine_sleeps = True
+        with session.timer("handover"):
+            await self._turns.to_training()
         with session.timer("train"):
             trained = await pipeline.train(partial(self._train, samples))
         self._engine_is_fresh = False
@@ -111,7 +111,7 @@ class Grpo:
             state = await pipeline.settle()
         # Nothing is awaited from here to the end of the step.
         metrics = {**rollout_metrics(samples), **staleness_metrics(samples, session.done), **rollout.metrics}
-        session.end_step({**metrics, **trained, **self._synced}, state)
+        session.end_step({**metrics, **trained, **self._synced, **self._turns.metrics}, state)
 
     def _train(self, samples: Sequence[Sample]) -> dict[str, float]:
         """Turn a rollout into one or more optimizer steps; returns their metrics, averaged."""
@@ -151,12 +151,11 @@ class Grpo:
         )
 
     def _needs_log_probs(self, updates: int) -> bool:
-        """One update from on-policy samples has a ratio of 1 by definition: nothing to compute beforehand."""
+        """Ratios are between the trainer's own probabilities: 1 with one update, whatever drew the tokens."""
         return (
             updates > 1
             or "log_probs" in self._estimator.needs
             or bool(self._recipe.algorithm.kl.reward_coefficient)
-            or self._recipe.rollout.partial
         )
 
     def _needs_reference(self) -> bool:
@@ -169,6 +168,8 @@ class Grpo:
             return
         engine, version = self._actors.engine, self._session.done
         with self._session.timer("sync"):
+            with self._session.timer("handover"):
+                await self._turns.to_sync()
             # Requests that run have their past computed anew: a token's log-prob is of its version alone.
             await engine.pause("retract")
             try:
@@ -179,11 +180,8 @@ class Grpo:
         self._engine_is_fresh = True
 
     async def _wake(self) -> None:
-        if self._engine_sleeps:
-            self._engine_sleeps = False
-            await self._actors.engine.wake()
-        else:
-            await self._actors.engine.resume()
+        with self._session.timer("handover"):
+            await self._turns.to_generation()
 
     async def _evaluate(self) -> None:
         session = self._session
