@@ -97,7 +97,8 @@ def _servers(loaded: "LoadedRecipe") -> Facts:
         groups = servers_of(loaded.recipe)
     except RlcoreError:  # `check` reports it
         return []
-    return [*server_facts(groups), *environment_facts(loaded.recipe, groups)]
+    on_gpus = bool(loaded.recipe.cluster.gpus_per_node)
+    return [*server_facts(groups, on_gpus=on_gpus), *environment_facts(loaded.recipe, groups)]
 
 
 def _offers(

@@ -17,6 +17,7 @@ from rlcore.config.load import LoadedRecipe, in_reading_order
 from rlcore.config.native import megatron_problems
 from rlcore.config.rules import unfitting_groups
 from rlcore.config.schema import Dataset, Recipe, RewardsByMetadata, ServerGroups, Use
+from rlcore.config.served_models import model_problems
 from rlcore.config.sglang_arguments import Arguments, known_arguments, serving_arguments
 from rlcore.config.tree import parse
 from rlcore.config.validation import place_of
@@ -169,17 +170,24 @@ def native_problems(recipe: Recipe) -> Iterator[Problem]:
     except RlcoreError as error:
         yield from error.problems
         return
-    shared = recipe.rollout.sglang.args
-    yield from arguments.problems("rollout.sglang.args", shared)
+    yield from arguments.problems("rollout.sglang.args", recipe.rollout.sglang.args)
     try:
         groups = server_groups(recipe)
     except RlcoreError as error:
         yield from error.problems
         return
-    if groups and isinstance(recipe.rollout.sglang.config, Path):
+    if groups:
+        yield from _served_problems(recipe, groups, arguments)
+
+
+def _served_problems(recipe: Recipe, groups: ServerGroups, arguments: Arguments) -> Iterator[Problem]:
+    """Check the models and groups that servers are of, in the recipe or in a file of their own."""
+    shared = recipe.rollout.sglang.args
+    yield from model_problems(recipe, groups.sglang)
+    if isinstance(recipe.rollout.sglang.config, Path):
         for found in unfitting_groups(recipe, groups):
             yield Problem(found.keys[0], found.message, found.remedy)
-    for m, model in enumerate(groups.sglang if groups else []):
+    for m, model in enumerate(groups.sglang):
         for g, group in enumerate(model.server_groups):
             key = f"rollout.sglang.config.sglang.{m}.server_groups.{g}.overrides"
             inherited = _only_dp(shared) if "dp_size" in group.overrides else {}

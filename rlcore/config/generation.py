@@ -62,13 +62,13 @@ class ServedModel(Section):
     """One model that SGLang serves."""
 
     name: str = "default"
-    """How the generation loop addresses it."""
+    """What plan, logs and the line with its address call it."""
     model_path: str | None = None
     """Checkpoint; by default the policy's."""
     num_gpus_per_engine: PositiveInt | None = None
     """GPUs that one server spans, unless a group says otherwise."""
     update_weights: bool | None = None
-    """Whether it follows the policy; by default only where it serves the policy's checkpoint."""
+    """Whether it is the policy, which gets new weights; by default where it serves the policy's checkpoint."""
     server_groups: list[ServerGroup] = Field(min_length=1)
     """Its servers."""
 
@@ -77,7 +77,7 @@ class ServerGroups(Section):
     """Models and servers of the rollout, in the form of `--sglang-config`."""
 
     sglang: list[ServedModel] = Field(min_length=1)
-    """The models; the first is the policy."""
+    """The models, of which one is the policy."""
 
 
 def _server_groups_form(value: object) -> str:
@@ -152,7 +152,7 @@ class Rollout(Sampling):
     request_retries: NonNegativeInt = 2
     """How often a lost request is asked again, after the tokens that it has; then its group is left out."""
     num_gpus: NonNegativeInt = 0
-    """GPUs for generation when it has its own."""
+    """GPUs for generation when it has its own; on a CPU the SGLang servers to start, at least one."""
     gpus_per_engine: PositiveInt = 1
     """GPUs that one engine spans."""
     local: LocalEngine = LocalEngine()

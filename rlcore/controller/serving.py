@@ -19,6 +19,7 @@ from rlcore.config.sglang_arguments import serving_arguments
 from rlcore.controller.preparation import Prepared
 from rlcore.controller.site import Site
 from rlcore.errors import fail
+from rlcore.layout.servers import servers_of
 from rlcore.models.hf_config import read_hf_config
 from rlcore.rollout.sglang.broadcast_updates import BroadcastTransport
 from rlcore.rollout.sglang.disk_update import DiskTransport
@@ -41,7 +42,10 @@ async def running_servers(prepared: Prepared, site: Site, logs: Path) -> AsyncIt
     # All nodes have to see it.
     shared = logs.parent if site.cluster else None
     with TemporaryDirectory(prefix="rlcore-weights-", dir=shared) as scratch, ExitStack() as ends:
-        policy = Served(list(settings.urls), {}) if settings.urls else await _start(prepared, site, logs, ends)
+        if settings.urls:
+            policy = Served(list(settings.urls), {})
+        else:
+            policy = await start_servers(prepared.recipe, site, logs, ends)
         engine = await open_engine(
             policy.urls,
             _updates(prepared.recipe, site, checkpoint, Path(scratch)),
@@ -67,21 +71,29 @@ class Served:
     is_split: bool = False
 
 
-async def _start(prepared: Prepared, site: Site, logs: Path, ends: ExitStack) -> Served:
-    """Start the servers of all models at once, and wait for them; returns those of the policy."""
+async def start_servers(recipe: Recipe, site: Site, logs: Path, ends: ExitStack) -> Served:
+    """Start the servers of all models at once, and wait for them; returns those of the policy.
+
+    The addresses of the others are printed. Raises RlcoreError for one that does not start.
+    """
     processes = site.placement.of("server")
-    _check_routers(prepared.recipe, processes)
+    _check_routers(recipe, processes)
     servers: dict[str, dict[str, Server]] = {one.model: {} for one in processes}
     for number, parts in enumerate(_by_server(processes)):
         server = _server(site, parts, logs / f"sglang-{number}", ends)
         servers[parts[0].model][server.url] = server
     await asyncio.gather(*(one.wait_healthy() for model in servers.values() for one in model.values()))
-    routers = await _start_routers(prepared, site, logs, ends)
-    policy, *others = servers
-    for model in others:
+    routers = await _start_routers(recipe, site, logs, ends)
+    policy = _policy(recipe)
+    for model in (name for name in servers if name != policy):
         print(f"model {model} is served at {routers.get(model) or ', '.join(servers[model])}", flush=True)
     is_split = any("bootstrap" in one.ports for one in processes if one.model == policy)
     return Served(list(servers[policy]), servers[policy], routers.get(policy), is_split)
+
+
+def _policy(recipe: Recipe) -> str:
+    """The name of the model that the trainer's weights go to."""
+    return next(group.model for group in servers_of(recipe) if group.follow_policy)
 
 
 def _by_server(processes: Sequence[Process]) -> list[list[Process]]:
@@ -109,9 +121,9 @@ def _check_routers(recipe: Recipe, processes: Sequence[Process]) -> None:
         raise fail("rollout.sglang.router", message, "router: true, and pip install sglang-router")
 
 
-async def _start_routers(prepared: Prepared, site: Site, logs: Path, ends: ExitStack) -> dict[str, str]:
+async def _start_routers(recipe: Recipe, site: Site, logs: Path, ends: ExitStack) -> dict[str, str]:
     """Start routers where there is something to balance and one is installed; returns their URLs by model."""
-    if not serving_arguments(prepared.recipe.rollout.sglang.python).router:
+    if not serving_arguments(recipe.rollout.sglang.python).router:
         return {}
     routers = {}
     for index, process in enumerate(site.placement.of("router")):
@@ -128,7 +140,7 @@ def _updates(recipe: Recipe, site: Site, checkpoint: Path, scratch: Path) -> Upd
     fp8 = read_fp8_format(checkpoint, read_hf_config(checkpoint))
     way = recipe.sync.transport
     # Memory is shared inside a node, and a GPU is in a collective once.
-    is_far = any(one.node for one in site.placement.of("server"))
+    is_far = any(one.node for one in site.placement.of("server") if one.model == _policy(recipe))
     if way == "auto":
         way = ("disk" if is_far else "tensor") if recipe.cluster.colocate else "broadcast"
     if way == "tensor":

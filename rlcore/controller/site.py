@@ -51,7 +51,7 @@ def chosen_site(prepared: Prepared, *, serves: bool) -> Iterator[Site]:
 
     Raises RlcoreError where the cluster that the recipe names cannot be joined, or has no place.
     """
-    recipe = _with_a_server(prepared.recipe) if serves else _without_servers(prepared.recipe)
+    recipe = prepared.recipe if serves else _without_servers(prepared.recipe)
     address = _address(recipe)
     if address is None:
         port = as_planned if recipe.cluster.gpus_per_node else _free
@@ -65,13 +65,6 @@ def chosen_site(prepared: Prepared, *, serves: bool) -> Iterator[Site]:
         yield Site(_hold(home, recipe, prepared.layout), home)
     finally:
         home.stop()
-
-
-def _with_a_server(recipe: Recipe) -> Recipe:
-    """On a CPU one server starts where no number of them is given."""
-    if recipe.cluster.gpus_per_node or recipe.rollout.num_gpus:
-        return recipe
-    return recipe.model_copy(update={"rollout": recipe.rollout.model_copy(update={"num_gpus": 1})})
 
 
 def _without_servers(recipe: Recipe) -> Recipe:

@@ -5,12 +5,12 @@ What cannot be about them is in `server_rules`, and what their environment must 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from os.path import expanduser
 from typing import Any
 
 from rlcore.config.checks import server_groups
 from rlcore.config.rules import rollout_gpus
 from rlcore.config.schema import Recipe, ServedModel, ServerGroup
+from rlcore.config.served_models import follows_policy, served_checkpoint
 from rlcore.config.sglang_arguments import RENAMED
 
 
@@ -19,7 +19,7 @@ class Servers:
     """Equal servers of one model: one server group, or all servers where a recipe has no groups.
 
     `key` is their place in the recipe. ServerArgs of the recipe are `shared`, those of the group `overrides`.
-    `checkpoint` is a path or hub id. Servers that `follow_policy` receive its weights after each step.
+    `checkpoint` is a path or hub id. Servers that `follow_policy` get its weights and make its samples.
     """
 
     key: str
@@ -88,34 +88,38 @@ class Servers:
         return f"{self.key}.overrides.{name}" if name in self.overrides else f"rollout.sglang.args.{name}"
 
 
-def server_facts(groups: Sequence[Servers]) -> list[tuple[str, str]]:
-    """Say of each group how many servers of which size it has, and how ranks share attention and experts."""
+def server_facts(groups: Sequence[Servers], *, on_gpus: bool) -> list[tuple[str, str]]:
+    """Say of each group how many servers of which size it has, how ranks share attention and experts, and
+    whether they keep the weights of their checkpoint."""
     return [
-        (
-            f"{one.model} {one.role}",
-            f"{one.count} × {one.gpus_per_server} GPUs: {_sizes(one)}, {one.checkpoint}",
-        )
+        (f"{one.model} {one.role}", f"{_sizes(one) if on_gpus else f'{one.gpus} on CPUs'}, {_weights(one)}")
         for one in groups
     ]
 
 
+def _weights(group: Servers) -> str:
+    return group.checkpoint if group.follow_policy else f"{group.checkpoint}, as it is"
+
+
 def _sizes(group: Servers) -> str:
     sizes = {"pp": group.pp, "tp": group.tp, "dp": group.dp, "ep": group.ep}
-    return " ".join(f"{name} {size}" for name, size in sizes.items() if size > 1 or name == "tp")
+    shares = " ".join(f"{name} {size}" for name, size in sizes.items() if size > 1 or name == "tp")
+    return f"{group.count} × {group.gpus_per_server} GPUs: {shares}"
 
 
 def servers_of(recipe: Recipe) -> list[Servers]:
-    """Return the servers to start on GPUs, group by group; none where a recipe has no GPU or attaches to URLs.
+    """Return the servers to start, group by group; none where another engine generates, or a recipe has URLs.
 
     Raises RlcoreError if a file of server groups is malformed.
     """
-    if recipe.rollout.sglang.urls:
+    if recipe.rollout.engine != "sglang" or recipe.rollout.sglang.urls:
         return []
     groups = server_groups(recipe)
     if groups:
         return list(_grouped(recipe, groups.sglang))
-    gpus = rollout_gpus(recipe)
-    if recipe.rollout.engine != "sglang" or not gpus:
+    # On a CPU one server starts where no number of them is given.
+    gpus = rollout_gpus(recipe) or int(not recipe.cluster.gpus_per_node)
+    if not gpus:
         return []
     group = ServerGroup(num_gpus=gpus)
     return [_servers(recipe, "rollout.sglang", ServedModel(server_groups=[group]), group)]
@@ -129,14 +133,12 @@ def _grouped(recipe: Recipe, models: list[ServedModel]) -> Iterator[Servers]:
 
 def _servers(recipe: Recipe, key: str, model: ServedModel, group: ServerGroup) -> Servers:
     rollout = recipe.rollout
-    policy = expanduser(rollout.checkpoint or recipe.model.checkpoint)
-    checkpoint = expanduser(model.model_path or policy)
     each = group.num_gpus_per_engine or model.num_gpus_per_engine or rollout.gpus_per_engine
     return Servers(
         key=key,
         model=model.name,
-        checkpoint=checkpoint,
-        follow_policy=checkpoint == policy if model.update_weights is None else model.update_weights,
+        checkpoint=served_checkpoint(recipe, model),
+        follow_policy=follows_policy(recipe, model),
         role=group.worker_type,
         gpus=group.num_gpus,
         gpus_per_server=each,

@@ -138,6 +138,52 @@ def test_server_groups_may_lie_in_a_file_and_are_checked_there(problems, write):
     assert problem.place.startswith("servers.yaml:2")
 
 
+POLICY = "{name: policy, server_groups: [{num_gpus: 4}]}"
+JUDGE = "name: judge, server_groups: [{num_gpus: 4}]"
+
+
+@pytest.mark.parametrize(
+    ("models", "key", "message", "remedy"),
+    [
+        (
+            f"{{{JUDGE}}}, {POLICY}",
+            "1.update_weights",
+            "both 'judge' and 'policy' would get the policy's weights, and only one makes its samples",
+            "update_weights: false",
+        ),
+        (
+            f"{{{JUDGE}, update_weights: false}}, {{{JUDGE}, model_path: model-fp8}}",
+            "0.update_weights",
+            "no model gets the policy's weights",
+            "update_weights: true",
+        ),
+        (
+            f"{{{JUDGE}, update_weights: true, model_path: model-fp8}}",
+            "0.model_path",
+            "servers of the policy start from model, not from model-fp8",
+            "rollout: {checkpoint: model-fp8}",
+        ),
+        (
+            f"{POLICY}, {{name: policy, model_path: other, server_groups: [{{num_gpus: 4}}]}}",
+            "1.name",
+            "two models are called 'policy'",
+            "own",
+        ),
+    ],
+)
+def test_of_several_served_models_one_is_the_policy(problems, models, key, message, remedy):
+    sglang = f"rollout: {{engine: sglang, num_gpus: 8, sglang: {{config: {{sglang: [{models}]}}}}}}"
+    found = [one for one in problems(sglang) if f"rollout.sglang.config.sglang.{key}" in one.place]
+    assert [(message in one.message, remedy in one.remedy) for one in found] == [(True, True)]
+
+
+def test_other_models_keep_their_weights_wherever_they_stand(problems):
+    models = f"{{{JUDGE}, update_weights: false}}, {POLICY}, {{name: reward, model_path: other, {JUDGE[13:]}}}"
+    assert (
+        problems(f"rollout: {{engine: sglang, num_gpus: 12, sglang: {{config: {{sglang: [{models}]}}}}}}") == []
+    )
+
+
 def test_server_groups_of_a_file_use_the_gpus_that_generate(problems, write):
     write("sglang:\n- server_groups: [{num_gpus: 8}]", "servers.yaml")
     [problem] = problems("rollout: {num_gpus: 4, sglang: {config: servers.yaml}}")

@@ -60,10 +60,15 @@ def test_servers_of_the_policys_checkpoint_follow_the_policy_unless_told_otherwi
         ("judge", "other", False),
         ("old", "some/model", False),
     ]
+    assert [fact.endswith(", as it is") for _, fact in server_facts(found, on_gpus=True)] == [False, True, True]
 
 
-def test_without_gpus_or_with_servers_that_run_already_there_are_none_to_start():
-    assert servers_of(recipe(gpus=0)) == []
+def test_on_a_cpu_one_server_starts_where_no_number_is_given():
+    groups = servers_of(recipe(gpus=0))
+    assert server_facts(groups, on_gpus=False) == [("default regular", "1 on CPUs, some/model")]
+
+
+def test_where_another_engine_generates_or_servers_run_already_there_are_none_to_start():
     assert servers_of(recipe(urls=["http://there:30000"])) == []
     assert servers_of(Recipe(model=Model(checkpoint="some/model"))) == []
 
@@ -209,7 +214,7 @@ def test_queues_that_the_recipe_makes_too_short_are_refused():
 
 def test_each_group_and_what_follows_from_it_is_said_in_a_line():
     made, groups = decoding(cuda_graph_max_bs=12)
-    assert server_facts(groups) == [
+    assert server_facts(groups, on_gpus=True) == [
         ("default prefill", "1 × 64 GPUs: tp 64 dp 64 ep 64, some/model"),
         ("default decode", "3 × 64 GPUs: tp 64 dp 64 ep 64, some/model"),
     ]
