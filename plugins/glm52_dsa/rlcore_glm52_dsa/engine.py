@@ -120,7 +120,7 @@ def _rotate(query_thd: Tensor, key_t1d: Tensor, turns: Turns) -> tuple[Tensor, T
 def _choose_from_cache(
     query_tid: Tensor, keys: Tensor, weight_ti: Tensor, plan: ForwardPlan, topk: int
 ) -> Tensor:
-    """Choose for the newest token of every row, each among its row's positions: [r, k], -1 for none.
+    """Choose for the newest token of every row, each among its row's positions: [r, k], ascending, -1 for none.
 
     `select` would score every row's keys for all of them.
     """
@@ -129,8 +129,9 @@ def _choose_from_cache(
         place_rk = torch.arange(plan.longest, device=keys.device).expand(plan.rows, -1)
         return place_rk.masked_fill(plan.hidden_rl, -1)
     score_rl = index_scores(query_tid[rows], keys[rows, 0, : plan.longest], weight_ti[rows])
-    best_rk, place_rk = score_rl.masked_fill_(plan.hidden_rl, -torch.inf).topk(topk)
-    return place_rk.masked_fill(best_rk == -torch.inf, -1)
+    best_rk, place_rk = score_rl.masked_fill_(plan.hidden_rl, -torch.inf).topk(topk, sorted=False)
+    place_rk = place_rk.masked_fill(best_rk == -torch.inf, plan.longest).sort().values
+    return place_rk.masked_fill(place_rk == plan.longest, -1)
 
 
 def _choose_from_prefill(

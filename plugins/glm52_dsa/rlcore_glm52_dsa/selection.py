@@ -19,8 +19,8 @@ def select(
     """Places of the keys with the best scores Σ_i weight_ti · relu(query_tid · key_Td), computed in float32.
 
     Query t may choose from places first_t to last_t, both included, at most `topk`. Returns int32 [t, k], with
-    k the smaller of `topk` and the longest such span. A query with a shorter span has all of it, and -1 after
-    it; the order of the others is unspecified. No gradient.
+    k the smaller of `topk` and the longest such span: ascending, so that whoever attends to the same keys sums
+    them up in the same order. A query with a shorter span has all of it, and -1 after it. No gradient.
     """
     first, last = first_t.cpu(), last_t.cpu()
     k = min(topk, int((last - first).max()) + 1)
@@ -34,9 +34,7 @@ def select(
         else:
             seen = range(int(first[rows].min()), int(last[rows].max()) + 1, keys)
             spans = first_t[rows], last_t[rows]
-            best_tk = _best(query_tid[rows], key_Td, weight_ti[rows], spans, seen, k)
-            if int((last[rows] - first[rows]).min()) + 1 < k:
-                best_tk = best_tk.sort().values
+            best_tk = _best(query_tid[rows], key_Td, weight_ti[rows], spans, seen, k).sort().values
         index_tk[rows] = best_tk.masked_fill(best_tk > last_t[rows, None], -1)
     return index_tk
 
@@ -55,7 +53,7 @@ def _best(
         score_ts.masked_fill_((place_s < first_t1) | (place_s > last_t1), -torch.inf)
         best_tk = torch.cat([best_tk, score_ts], 1)
         place_tk = torch.cat([place_tk, place_s.expand(len(score_ts), -1)], 1)
-        # To sort them would take longer than to find them.
+        # By scores they need not be sorted: places will be.
         best_tk, chosen_tk = best_tk.topk(min(k, best_tk.shape[1]), sorted=False)
         place_tk = place_tk.gather(1, chosen_tk)
     return place_tk.masked_fill(best_tk == -torch.inf, len(key_Td))

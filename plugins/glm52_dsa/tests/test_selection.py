@@ -46,12 +46,13 @@ def test_each_query_gets_the_keys_of_its_sequence_with_the_best_scores(tiles, dt
     assert sets(index_tk) == sets(place_tk.masked_fill(best_tk == -torch.inf, -1))
 
 
-def test_a_query_that_sees_fewer_keys_has_all_of_them_and_then_none(tiles):
+def test_places_ascend_and_a_query_that_sees_fewer_keys_has_all_of_them_and_then_none(tiles):
     first_t, last_t = spans(LENGTHS)
     index_tk = select(*drawn(len(last_t), len(last_t)), first_t, last_t, TOPK)
     for row, first, last in zip(index_tk.tolist(), first_t.tolist(), last_t.tolist(), strict=True):
         seen = min(TOPK, last - first + 1)
         assert all(first <= place <= last for place in row[:seen])
+        assert row[:seen] == sorted(row[:seen])
         assert row[seen:] == [-1] * (TOPK - seen)
 
 

@@ -19,8 +19,7 @@ def select(
 ) -> Tensor:
     """Places of the keys with the best scores Σ_i weight_ti · relu(query_tid · key_Td): int32 [t, k].
 
-    As the reference has it, but that places come in ascending order, and that of equal scores the earlier ones
-    are taken. Products are summed in float32.
+    As the reference has it, and of equal scores the earlier ones are taken. Products are summed in float32.
     """
     first, last = first_t.cpu(), last_t.cpu()
     k = min(topk, int((last - first).max()) + 1)
