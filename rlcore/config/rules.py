@@ -43,8 +43,8 @@ def batch_size(recipe: Recipe) -> int:
 
 
 def rollout_gpus(recipe: Recipe) -> int:
-    """GPUs that generate: all of the trainer's where colocated."""
-    if recipe.cluster.colocate:
+    """GPUs that generate: all of the trainer's where colocated. On a CPU, servers are counted like GPUs."""
+    if recipe.cluster.colocate and recipe.cluster.gpus_per_node:
         return recipe.cluster.nodes * recipe.cluster.gpus_per_node
     return recipe.rollout.num_gpus
 
@@ -53,6 +53,13 @@ def offloads_rollout(recipe: Recipe) -> bool:
     """Whether engines release their memory while the policy trains: never while they generate beside it."""
     cluster = recipe.cluster
     chosen = cluster.colocate if cluster.offload_rollout is None else cluster.offload_rollout
+    return chosen and recipe.rollout.mode == "sync"
+
+
+def offloads_train(recipe: Recipe) -> bool:
+    """Whether the trainer leaves its memory to engines that generate: never while it trains beside them."""
+    cluster = recipe.cluster
+    chosen = cluster.colocate if cluster.offload_train is None else cluster.offload_train
     return chosen and recipe.rollout.mode == "sync"
 
 
@@ -203,13 +210,19 @@ def servers_that_start_on_gpus_have_some(recipe: Recipe) -> Violations:
 
 def colocated_engines_use_the_trainers_gpus(recipe: Recipe) -> Violations:
     cluster, own = recipe.cluster, recipe.rollout.num_gpus
-    if cluster.colocate and own not in (0, rollout_gpus(recipe)):
+    if cluster.colocate and cluster.gpus_per_node and own not in (0, rollout_gpus(recipe)):
         message = f"{own} GPUs, but colocated engines share the trainer's {rollout_gpus(recipe)}"
         keys = ("rollout.num_gpus", "cluster.colocate", "cluster.nodes", "cluster.gpus_per_node")
         yield Violation(keys, message, "leave num_gpus out")
-    if cluster.colocate and not cluster.gpus_per_node:
-        reads = ("cluster.colocate", "cluster.gpus_per_node")
-        yield Violation(reads, "there is no GPU to share", "gpus_per_node: 8")
+
+
+def memory_changes_hands_in_turn(recipe: Recipe) -> Violations:
+    cluster, mode = recipe.cluster, recipe.rollout.mode
+    asked = {"offload_train": cluster.offload_train, "offload_rollout": cluster.offload_rollout}
+    for name in (name for name, value in asked.items() if value and mode != "sync"):
+        message = f"in mode {mode} engines generate while the policy trains: both need their memory"
+        remedy = f"{name}: false, and a mem_fraction_static that leaves room for both; or mode: sync"
+        yield Violation((f"cluster.{name}", "rollout.mode"), message, remedy)
 
 
 def server_groups_use_every_generation_gpu(recipe: Recipe) -> Violations:
@@ -287,6 +300,7 @@ RULES: tuple[Callable[[Recipe], Violations], ...] = (
     generation_gpus_make_whole_engines,
     servers_that_start_on_gpus_have_some,
     colocated_engines_use_the_trainers_gpus,
+    memory_changes_hands_in_turn,
     server_groups_use_every_generation_gpu,
     evaluation_has_problems_to_solve,
     kept_checkpoints_are_written,

@@ -119,11 +119,11 @@ class Cluster(Section):
     gpus_per_node: NonNegativeInt = 0
     """GPUs of one node used for training; 0 trains on the CPU."""
     colocate: bool = False
-    """Train and generate on the same GPUs, in turn."""
+    """Train and generate on the same GPUs; in turn, unless `rollout.mode` says otherwise."""
     offload_train: bool | None = None
-    """Move the trainer to host memory while generating; by default where colocated."""
+    """Move the trainer to host memory while generating; by default where colocated, in mode `sync`."""
     offload_rollout: bool | None = None
-    """Release the engines' memory while training; by default where colocated."""
+    """Release the engines' memory while training; by default where colocated, in mode `sync`."""
     hostfile: Path | None = None
     """File of worker addresses, one a line; what follows the address (`slots=8`) is ignored."""
     address: str | None = None

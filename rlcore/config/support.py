@@ -45,12 +45,6 @@ def _cluster(recipe: Recipe) -> Iterator[Unbuilt]:
         "--cluster ray on one of them, once a cluster is up: rlcore cluster up --hostfile FILE",
         "needs a Ray cluster to join",
     )
-    yield Unbuilt(
-        "cluster.offload_train",
-        cluster.colocate and cluster.offload_train is not False,
-        "moving the trainer to host memory while engines generate",
-        "offload_train: false, and a mem_fraction_static that leaves it room",
-    )
 
 
 def _rollout(recipe: Recipe) -> Iterator[Unbuilt]:

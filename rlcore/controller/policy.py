@@ -55,6 +55,17 @@ class Policy:
         metrics: dict[str, float] = self.group.call("train_step", samples, objective)[0]
         return metrics
 
+    def release(self, *kinds: str) -> int:
+        """Have these kinds of memory given up; see `rlcore.trainer.offload`, which the trainer then has to be.
+
+        Returns the bytes that no rank's device holds any more.
+        """
+        return sum(self.group.call("release", *kinds))
+
+    def occupy(self, *kinds: str) -> None:
+        """Have them taken back."""
+        self.group.call("occupy", *kinds)
+
     def weights(
         self, most_bytes: int, packing: "Packing | None" = None
     ) -> "Generator[dict[str, torch.Tensor] | Parcel, None, None]":

@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 
 from rlcore.cluster.group import Rank
+from rlcore.config.rules import offloads_train
 from rlcore.config.schema import Optimizer, Recipe
 from rlcore.controller.selection import ModelPlugins, select_model
 from rlcore.errors import raise_if_any
 from rlcore.layout.model import place_model
 from rlcore.registry import Catalog, lock
+from rlcore.trainer.offload import OffloadedTrainer
 from rlcore.trainer.setup import initialize
 from rlcore.trainer.trainer import Trainer
 
@@ -27,7 +29,7 @@ class TrainerJob:
     temperature: float
     plugins: tuple[lock.LockEntry, ...]
 
-    def __call__(self, rank: Rank) -> Trainer:
+    def __call__(self, rank: Rank) -> Trainer | OffloadedTrainer:
         """Join the process group and load this rank's part of the policy, ready to train.
 
         Raises RlcoreError for weights that cannot be used, and if a plugin differs from the controller's.
@@ -67,7 +69,7 @@ class TrainerJob:
             enter=rank.enter,
         )
         trainer.prepare_optimizer(self.optimizer, self.total_updates)
-        return trainer
+        return OffloadedTrainer(trainer, rank.enter) if offloads_train(recipe) else trainer
 
     def _model(self) -> ModelPlugins:
         recipe = self.recipe

@@ -55,7 +55,7 @@ CASES = [
     ("evaluation of nothing", "eval: {every: 5}", 3, "eval.datasets", "no set to evaluate", "datasets:"),
     ("ended before warned", "telemetry: {end_stalled_after: 60}", 3, "telemetry.end_stalled_after", "warning, at 300 s", "600"),
     ("kept but never written", "checkpoints: {every: 10, keep_every: 15}", 3, "checkpoints.keep_every", "every 10 steps", "multiple of 10"),
-    ("colocation without GPUs", "cluster: {colocate: true}", 3, "cluster.colocate", "no GPU to share", "gpus_per_node"),
+    ("memory that both use", "cluster: {colocate: true, offload_train: true}\nrollout: {mode: async}", 3, "cluster.offload_train", "both need their memory", "offload_train: false"),
     ("engines that do not fit", "rollout: {engine: sglang, num_gpus: 6, gpus_per_engine: 4}", 3, "rollout.gpus_per_engine", "engines of 4", "3 or 6"),
     ("groups of too many GPUs", "rollout: {num_gpus: 4, sglang: {config: {sglang: [{server_groups: [{num_gpus: 8}]}]}}}", 3, "rollout.sglang.config", "8 GPUs, the rollout 4", "add up to 4"),
     ("group without GPUs", "rollout: {sglang: {config: {sglang: [{server_groups: [{worker_type: decode}]}]}}}", 3, "rollout.sglang.config.sglang.0.server_groups.0.num_gpus", "missing", "num_gpus: …"),

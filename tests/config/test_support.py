@@ -16,6 +16,7 @@ READ_BY = {
     "global_batch_size": "batch_size",
     "updates_per_rollout": "batch_size",
     "offload_rollout": "offloads_rollout",
+    "offload_train": "offloads_train",
 }
 
 
@@ -51,7 +52,7 @@ def test_every_key_is_read_or_refused():
 
 
 def test_rules_that_read_keys_are_asked_by_the_loop():
-    loop = (CORE / "controller/grpo.py").read_text()
+    loop = "".join((CORE / f"controller/{name}.py").read_text() for name in ("grpo", "turns"))
     assert all(f"{rule}(" in loop for rule in READ_BY.values())
 
 

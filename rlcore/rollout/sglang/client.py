@@ -112,13 +112,13 @@ class Client:
         """Empty the cache of prefixes; refused while requests run."""
         await self.post("/flush_cache")
 
-    async def release_memory(self) -> None:
-        """Give back what weights and cache occupy. Weights are lost; nothing may be running."""
-        await self.post("/release_memory_occupation")
+    async def release_memory(self, kinds: Sequence[str]) -> None:
+        """Give up "weights", "kv_cache" or "cuda_graph", memory and contents; nothing may be running."""
+        await self.post("/release_memory_occupation", {"tags": list(kinds)}, timeout=UPDATE_SECONDS)
 
     async def occupy_memory(self, kinds: Sequence[str]) -> None:
-        """Take back the memory of "weights", "kv_cache" or "cuda_graph"."""
-        await self.post("/resume_memory_occupation", {"tags": list(kinds)})
+        """Take it back. A server that has not given up one of these ends."""
+        await self.post("/resume_memory_occupation", {"tags": list(kinds)}, timeout=UPDATE_SECONDS)
 
     async def begin_update(self) -> None:
         """Make weights loadable, where servers ask for that (0.5.21 and later)."""

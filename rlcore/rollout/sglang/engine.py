@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 # A request that an abort did not reach in this time is ended on this side, with what has come so far.
 ABORT_SECONDS = 20.0
+# The kinds of memory that a server can give up.
+MEMORY = ("weights", "kv_cache", "cuda_graph")
 
 
 class ServedUpdate(WeightUpdate, Protocol):
@@ -95,7 +97,8 @@ class SGLangEngine:
         # Names the prefixes that requests may share; servers may have cached some before this engine came.
         self._cache = uuid4().hex
         self._paused: PauseMode | None = None
-        self._released: set[str] = set()
+        # What each server has given up: it can only take back that.
+        self._released: dict[Client, set[str]] = {}
         self._torn = ""
 
     @property
@@ -199,12 +202,23 @@ class SGLangEngine:
         The weights are gone: an update has to come before `wake`.
         """
         await self.pause("retract")
-        await self._all(lambda worker: worker.release_memory())
-        self._released = {"weights", "kv_cache", "cuda_graph"}
+        self._fleet.hold_starts()
+        await self._release(*MEMORY)
 
     async def wake(self) -> None:
-        await self._occupy(*self._released)
+        """Have the servers take back what `sleep` released and no update has; then they go on."""
+        await self._occupy(*MEMORY)
+        self._fleet.allow_starts()
         await self.resume()
+
+    @asynccontextmanager
+    async def without_cache(self) -> AsyncIterator[None]:
+        """Have the memory of caches, and what is in them, given up for a while; nothing may be running."""
+        await self._release("kv_cache")
+        try:
+            yield
+        finally:
+            await self._occupy("kv_cache")
 
     async def health(self) -> Health:
         """All workers together. Raises RlcoreError if none is left."""
@@ -285,10 +299,23 @@ class SGLangEngine:
         if open_flights:
             await asyncio.wait([task for _, task in open_flights])
 
+    async def _release(self, *kinds: str) -> None:
+        async def release(worker: Client) -> None:
+            await worker.release_memory(kinds)
+            self._released.setdefault(worker, set()).update(kinds)
+
+        await self._fleet.each(release, joining=True)
+
     async def _occupy(self, *kinds: str) -> None:
-        if back := sorted(self._released.intersection(kinds)):
-            await self._all(lambda worker: worker.occupy_memory(back))
-            self._released -= set(back)
+        """Have each server take back what it has given up; one that has started since has given up nothing."""
+
+        async def occupy(worker: Client) -> None:
+            released = self._released.get(worker, set())
+            if back := sorted(released.intersection(kinds)):
+                await worker.occupy_memory(back)
+                released.difference_update(back)
+
+        await self._fleet.each(occupy, joining=True)
 
     async def _all(self, call: Callable[[Client], Coroutine[Any, Any, T]]) -> list[T]:
         return await self._fleet.each(call)

@@ -41,11 +41,16 @@ class Fleet:
         self._lost_after = lost_after
         self._router = router
         self._updating = False
+        self._may_start = asyncio.Event()
+        self._may_start.set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def each(self, call: Callable[[Client], Awaitable[T]]) -> list[T]:
-        """Call all that serve; who does not answer leaves. Raises as they do, RlcoreError if nobody is left."""
-        asked = tuple(self.serving)
+    async def each(self, call: Callable[[Client], Awaitable[T]], *, joining: bool = False) -> list[T]:
+        """Call all that serve, and if asked for those that wait to; who does not answer leaves.
+
+        Raises as they do, RlcoreError if nobody is left that serves.
+        """
+        asked = (*self.serving, *(self.joining if joining else ()))
         answers = await asyncio.gather(*(call(worker) for worker in asked), return_exceptions=True)
         for worker, answer in zip(asked, answers, strict=True):
             if isinstance(answer, ServerLost):
@@ -95,6 +100,13 @@ class Fleet:
         living = [worker for worker in updated if worker in (*self.serving, *self.joining)]
         self.serving = living
         self.joining = [worker for worker in self.joining if worker not in living]
+
+    def hold_starts(self) -> None:
+        """Start no server anew until `allow_starts`: others have the memory that it would take."""
+        self._may_start.clear()
+
+    def allow_starts(self) -> None:
+        self._may_start.set()
 
     def start_watching(self) -> None:
         """Look after the servers until `close`."""
@@ -150,6 +162,7 @@ class Fleet:
         if process is None:
             return
         process.stop()
+        await self._may_start.wait()
         try:
             process = self._processes[worker.url] = process.again()
             await process.wait_healthy()
