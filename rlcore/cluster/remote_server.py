@@ -16,6 +16,7 @@ from rlcore.cluster.cluster_ray import ClusterRay
 from rlcore.errors import fail
 from rlcore.rollout.sglang.arguments import Command
 from rlcore.rollout.sglang.server import Server, ServerProcess
+from rlcore.telemetry.log_files import LogFile, LogFolder
 
 # Ending a process takes moments, or its node is gone.
 _STOP_SECONDS = 10.0
@@ -30,7 +31,7 @@ class _Keeper:
         if gpus := ray.get_gpu_ids():
             visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
             command = replace(command, environment={**command.environment, **visible})
-        self._server = ServerProcess(command, log)
+        self._server = ServerProcess(command, LogFolder(log.parent).file(log.name))
 
     @ray.method(concurrency_group="life")
     def live(self) -> str:
@@ -51,11 +52,11 @@ class RemoteServer(Server):
     Which these are is Ray's choice. With 0 of them it takes what `command`'s environment names, if any.
     """
 
-    def __init__(self, command: Command, log: Path, cluster: ClusterRay, index: int, gpus: int) -> None:
+    def __init__(self, command: Command, log: LogFile, cluster: ClusterRay, index: int, gpus: int) -> None:
         """Start it. Raises RlcoreError where its node has left."""
         self.command = command
         self.url = command.url
-        self.log = log.resolve()
+        self._log = log
         self._cluster, self._index, self._gpus = cluster, index, gpus
         if cluster.node_has_left(index):
             raise fail(f"server at {self.url}", f"its node {self._node} has left the cluster")
@@ -63,6 +64,10 @@ class RemoteServer(Server):
         options = cluster.server_options(index, gpus)
         self._keeper = actor.options(**options).remote(command, self.log, Path.cwd())
         self._life = self._keeper.live.remote()
+
+    @property
+    def log(self) -> Path:
+        return self._log.path.resolve()
 
     @property
     def alive(self) -> bool:
@@ -90,7 +95,7 @@ class RemoteServer(Server):
         ray.kill(self._keeper)
 
     def again(self) -> Self:
-        return type(self)(self.command, self.log, self._cluster, self._index, self._gpus)
+        return type(self)(self.command, self._log, self._cluster, self._index, self._gpus)
 
     @property
     def _node(self) -> str:

@@ -16,6 +16,7 @@ from rlcore.rollout.engine import Engine
 from rlcore.rollout.generation import Generator
 from rlcore.rollout.local import LocalEngine
 from rlcore.rollout.rewards import RewardRunner
+from rlcore.telemetry.log_files import LogFolder
 
 
 @contextmanager
@@ -43,10 +44,10 @@ def running_policy(
 
 
 @asynccontextmanager
-async def running_engine(prepared: Prepared, site: Site, logs: Path) -> AsyncIterator[Engine]:
+async def running_engine(prepared: Prepared, site: Site, logs: LogFolder) -> AsyncIterator[Engine]:
     """Load the engine's own copy of the policy; the engine ends with the body.
 
-    What processes of its own print goes to a folder `logs`, which is made for them.
+    What processes of its own print goes to `logs`.
     """
     if prepared.recipe.rollout.engine == "sglang":
         # A run without servers needs no HTTP client.

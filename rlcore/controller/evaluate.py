@@ -10,6 +10,7 @@ from rlcore.controller.evaluation import EvaluationSet
 from rlcore.controller.preparation import Prepared
 from rlcore.controller.site import Site, chosen_site
 from rlcore.rollout.rewards import RewardRunner
+from rlcore.telemetry.log_files import LogFolder
 from rlcore.telemetry.progress import Progress
 
 
@@ -34,7 +35,7 @@ async def _evaluate(
         for problems in sets:
             runner.check_dataset(prompt.row for prompt in problems.prompts)
         metrics: dict[str, float] = {}
-        async with running_engine(prepared, site, rollouts) as engine:
+        async with running_engine(prepared, site, LogFolder(rollouts)) as engine:
             judge = make_generator(prepared, engine, runner)
             with Progress(len(sets), recipe.name, quiet=quiet) as progress:
                 for problems in sets:

@@ -27,13 +27,6 @@ class RunPlace:
         """Where logs lie until there is a run folder: beside it, as files move while they are written."""
         return self.path.with_name(f".{self.path.name}.starting")
 
-    def unstage(self, logs: Path) -> None:
-        """Move what was logged while starting to the run's own logs."""
-        if self.staging.is_dir():
-            for file in self.staging.iterdir():
-                file.rename(logs / file.name)
-            self.staging.rmdir()
-
 
 def start(loaded: LoadedRecipe, plugins: Iterable[Plugin], place: RunPlace) -> RunFolder:
     """Make or reopen the run folder; writes the resolved recipe and the plugin lock.

@@ -27,12 +27,13 @@ from rlcore.rollout.sglang.engine import SGLangEngine, Updates, open_engine
 from rlcore.rollout.sglang.joint_server import JointServer
 from rlcore.rollout.sglang.server import Server
 from rlcore.rollout.sglang.updates import TensorTransport, served_updates
+from rlcore.telemetry.log_files import LogFolder
 
 ROUTER_READY = "/readiness"
 
 
 @asynccontextmanager
-async def running_servers(prepared: Prepared, site: Site, logs: Path) -> AsyncIterator[SGLangEngine]:
+async def running_servers(prepared: Prepared, site: Site, logs: LogFolder) -> AsyncIterator[SGLangEngine]:
     """Have servers of the policy answer; what those started print is in `logs`.
 
     Raises RlcoreError for servers that do not start, ServerLost for one at a URL that does not answer.
@@ -40,7 +41,7 @@ async def running_servers(prepared: Prepared, site: Site, logs: Path) -> AsyncIt
     checkpoint = Path(prepared.recipe.rollout.checkpoint or prepared.checkpoint).expanduser().resolve()
     settings = prepared.recipe.rollout.sglang
     # All nodes have to see it.
-    shared = logs.parent if site.cluster else None
+    shared = logs.path.parent if site.cluster else None
     with TemporaryDirectory(prefix="rlcore-weights-", dir=shared) as scratch, ExitStack() as ends:
         if settings.urls:
             policy = Served(list(settings.urls), {})
@@ -71,7 +72,7 @@ class Served:
     is_split: bool = False
 
 
-async def start_servers(recipe: Recipe, site: Site, logs: Path, ends: ExitStack) -> Served:
+async def start_servers(recipe: Recipe, site: Site, logs: LogFolder, ends: ExitStack) -> Served:
     """Start the servers of all models at once, and wait for them; returns those of the policy.
 
     The addresses of the others are printed. Raises RlcoreError for one that does not start.
@@ -80,7 +81,7 @@ async def start_servers(recipe: Recipe, site: Site, logs: Path, ends: ExitStack)
     _check_routers(recipe, processes)
     servers: dict[str, dict[str, Server]] = {one.model: {} for one in processes}
     for number, parts in enumerate(_by_server(processes)):
-        server = _server(site, parts, logs / f"sglang-{number}", ends)
+        server = _server(site, parts, logs, f"sglang-{number}", ends)
         servers[parts[0].model][server.url] = server
     await asyncio.gather(*(one.wait_healthy() for model in servers.values() for one in model.values()))
     routers = await _start_routers(recipe, site, logs, ends)
@@ -102,12 +103,12 @@ def _by_server(processes: Sequence[Process]) -> list[list[Process]]:
     return [list(parts) for _, parts in grouped]
 
 
-def _server(site: Site, parts: Sequence[Process], log: Path, ends: ExitStack) -> Server:
+def _server(site: Site, parts: Sequence[Process], logs: LogFolder, log: str, ends: ExitStack) -> Server:
     """Start a server; where it is of several processes they have logs of their own."""
     started = []
     for index, process in enumerate(parts):
-        name = f"{log.name}-{index}" if len(parts) > 1 else log.name
-        started.append(site.start(process, log.with_name(f"{name}.log")))
+        name = f"{log}-{index}.log" if len(parts) > 1 else f"{log}.log"
+        started.append(site.start(process, logs.file(name)))
         ends.callback(started[-1].stop)
     return JointServer(started) if len(started) > 1 else started[0]
 
@@ -121,13 +122,13 @@ def _check_routers(recipe: Recipe, processes: Sequence[Process]) -> None:
         raise fail("rollout.sglang.router", message, "router: true, and pip install sglang-router")
 
 
-async def _start_routers(recipe: Recipe, site: Site, logs: Path, ends: ExitStack) -> dict[str, str]:
+async def _start_routers(recipe: Recipe, site: Site, logs: LogFolder, ends: ExitStack) -> dict[str, str]:
     """Start routers where there is something to balance and one is installed; returns their URLs by model."""
     if not serving_arguments(recipe.rollout.sglang.python).router:
         return {}
     routers = {}
     for index, process in enumerate(site.placement.of("router")):
-        router = site.start(process, logs / (f"router-{index}.log" if index else "router.log"))
+        router = site.start(process, logs.file(f"router-{index}.log" if index else "router.log"))
         ends.callback(router.stop)
         # It answers before its workers are known to it.
         await router.wait_healthy(ROUTER_READY)

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlcore.cluster.hostfile import read_hostfile
@@ -21,6 +20,7 @@ from rlcore.layout.plan import Layout
 from rlcore.layout.seats import trainer_seats
 from rlcore.rollout.sglang.arguments import Command
 from rlcore.rollout.sglang.server import Server, ServerProcess, free_port
+from rlcore.telemetry.log_files import LogFile
 
 if TYPE_CHECKING:
     from rlcore.cluster.cluster_ray import ClusterRay, Node
@@ -35,7 +35,7 @@ class Site:
     placement: Placement
     cluster: "ClusterRay | None" = None
 
-    def start(self, process: Process, log: Path) -> Server:
+    def start(self, process: Process, log: LogFile) -> Server:
         """Start a server or router. Raises RlcoreError where its node has left."""
         command = Command(process.command, process.environment, process.url)
         if self.cluster is None:
@@ -109,8 +109,7 @@ def _hold(home: "ClusterRay", recipe: Recipe, layout: Layout) -> Placement:
 def _check_whole(recipe: Recipe, nodes: "list[Node]") -> None:
     """Which of a node's GPUs trainers have is Ray's choice; servers that share them must have the same."""
     each = recipe.cluster.gpus_per_node
-    partly = next((node for node in nodes if node.gpus > each > 0), None)
-    if recipe.cluster.colocate and partly:
+    if recipe.cluster.colocate and (partly := next((node for node in nodes if node.gpus > each), None)):
         message = f"a colocated run has all GPUs of its nodes, and {partly.address} has {partly.gpus}"
         raise fail("cluster.gpus_per_node", message, f"gpus_per_node: {partly.gpus}")
 

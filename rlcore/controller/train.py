@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
 from rlcore.cluster.environment import exported
-from rlcore.config.rules import batch_size, offloads_train, samples_per_rollout
+from rlcore.config.rules import batch_size, samples_per_rollout
 from rlcore.controller.assembly import make_generator, running_engine, running_policy
 from rlcore.controller.checkpoints import RunState
 from rlcore.controller.evaluation import EvaluationSet
@@ -17,11 +17,11 @@ from rlcore.controller.run_start import RunPlace, restore, start
 from rlcore.controller.selection import AlgorithmPlugins, select_algorithm
 from rlcore.controller.session import open_session
 from rlcore.controller.site import chosen_site
-from rlcore.controller.turns import Turns
 from rlcore.data.chat import Prompt
 from rlcore.data.prompts import PromptSource
 from rlcore.registry.loading import Plugin
 from rlcore.rollout.rewards import RewardRunner
+from rlcore.telemetry.log_files import LogFolder
 from rlcore.telemetry.run_folder import RunFolder, RunPaths
 
 
@@ -85,22 +85,17 @@ async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
                 prepared, site, recipe.optimizer, updates, temperature=temperature, quiet=quiet
             ) as policy,
         ):
-            if offloads_train(recipe):
-                # Servers measure what is free when they start.
-                policy.release()
-            async with running_engine(prepared, site, place.staging) as engine:
-                turns = Turns(recipe, policy, engine)
+            logs = LogFolder(place.staging)
+            async with running_engine(prepared, site, logs) as engine:
                 actors = Actors(
                     policy=policy,
                     engine=engine,
                     generator=make_generator(prepared, engine, scorer, materials.algorithm.filters),
                     judge=make_generator(prepared, engine, judge, name="evaluation, "),
                     source=materials.source(),
-                    turns=turns,
                 )
-                await turns.to_training()
                 folder = start(prepared.loaded, _plugins(materials, scorer, judge), place)
-                place.unstage(folder.paths.logs)
+                logs.move(folder.paths.logs)
                 await _run(materials, actors, folder, place, quiet)
             if recipe.checkpoints.hf:
                 save_model(policy, prepared.recipe, folder.path / "hf")

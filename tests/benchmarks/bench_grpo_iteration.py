@@ -31,10 +31,10 @@ from rlcore.controller.run_start import RunPlace, start
 from rlcore.controller.session import open_session
 from rlcore.controller.site import chosen_site
 from rlcore.controller.train import Materials, gather
-from rlcore.controller.turns import Turns
 from rlcore.rollout.engine import Delta, Request
 from rlcore.rollout.local import LocalEngine
 from rlcore.rollout.rewards import RewardRunner
+from rlcore.telemetry.log_files import LogFolder
 from rlcore.telemetry.metrics import read_metrics
 from rlcore.testing.tiny import tiny_checkpoint, tiny_tokenizer
 
@@ -132,11 +132,10 @@ async def run_loop(materials: Materials, run: Path, lengths: list[int]) -> None:
         chosen_site(prepared, serves=True) as site,
         running_policy(prepared, site, recipe.optimizer, updates, temperature=1.0, quiet=True) as policy,
     ):
-        async with running_engine(prepared, site, Path()) as local:
+        async with running_engine(prepared, site, LogFolder(Path())) as local:
             engine = FixedLengths(local, lengths)
             generator = make_generator(prepared, engine, scorer)
-            turns = Turns(recipe, policy, engine)
-            actors = Actors(policy, engine, generator, generator, materials.source(), turns)
+            actors = Actors(policy, engine, generator, generator, materials.source())
             folder = start(prepared.loaded, prepared.model.plugins, RunPlace(run))
             state = RunState(0, actors.source.state())
             with open_session(recipe, folder, materials.total_steps, state, policy, quiet=True) as session:

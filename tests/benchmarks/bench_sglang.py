@@ -27,6 +27,7 @@ from rlcore.rollout.generation import Generator
 from rlcore.rollout.sglang.arguments import ServerPlace, server_command
 from rlcore.rollout.sglang.engine import SGLangEngine, open_engine
 from rlcore.rollout.sglang.server import ServerProcess, free_port
+from rlcore.telemetry.log_files import LogFolder
 from rlcore.testing.tiny import tiny_checkpoint, tiny_tokenizer
 
 SHAPE = {
@@ -137,7 +138,7 @@ def main() -> None:
         )
         known = installed_arguments(options.python)
         command = server_command(recipe, str(checkpoint), ServerPlace("127.0.0.1", free_port()), known)
-        server = ServerProcess(command, Path(folder, "server.log"))
+        server = ServerProcess(command, LogFolder(Path(folder)).file("server.log"))
         try:
             print(json.dumps(asyncio.run(compare(server, tokenizer, recipe, options)), indent=2))
         finally:

@@ -17,6 +17,7 @@ from rlcore.rollout.sglang.client import Client
 from rlcore.rollout.sglang.fleet import Fleet
 from rlcore.rollout.sglang.joint_server import JointServer
 from rlcore.rollout.sglang.server import free_port
+from rlcore.telemetry.log_files import LogFolder
 
 # Answers every path with its process's id and the GPUs that it sees.
 WEB = """
@@ -48,14 +49,25 @@ def home():
 
 
 @pytest.fixture
-def start(home, tmp_path):
+def logs(tmp_path):
+    return LogFolder(tmp_path / "starting")
+
+
+@pytest.fixture
+def move_logs(logs, tmp_path):
+    (tmp_path / "run").mkdir()
+    return lambda: logs.move(tmp_path / "run")
+
+
+@pytest.fixture
+def start(home, logs):
     started = []
 
     def begin(index=0, gpus=0, code=WEB, environment=None):
         port = free_port()
         words = (sys.executable, "-c", code, str(port))
         command = Command(words, {"WORD": "said", **(environment or {})}, f"http://127.0.0.1:{port}")
-        log = tmp_path / f"server-{len(started)}.log"
+        log = logs.file(f"server-{len(started)}.log")
         started.append(RemoteServer(command, log, home, index, gpus))
         return started[-1]
 
@@ -99,7 +111,7 @@ def test_servers_of_a_node_share_its_gpus_without_sharing_one(start):
     assert servers[0].log.read_text().startswith("serving")
 
 
-def test_a_server_that_ends_is_noticed_and_starts_again_where_it_was(start):
+def test_a_server_that_ends_is_noticed_and_starts_again_where_it_was(start, move_logs):
     server = start(index=1)
     healthy(server)
     pid = int(ask(server)[0])
@@ -107,9 +119,12 @@ def test_a_server_that_ends_is_noticed_and_starts_again_where_it_was(start):
     assert ended(server)
     assert "exit status -9 on node" in server.end()
     server.stop()
+    move_logs()
     again = server.again()
     healthy(again)
     assert again.url == server.url
+    assert again.log.parent.name == "run"
+    assert again.log.read_text().count("serving") == 2
     assert int(ask(again)[0]) != pid
     again.stop()
     assert ended(again)

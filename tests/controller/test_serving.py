@@ -14,6 +14,7 @@ from rlcore.controller.serving import start_servers
 from rlcore.controller.site import Site
 from rlcore.layout.plan import layout_of
 from rlcore.rollout.sglang.server import free_port
+from rlcore.telemetry.log_files import LogFolder
 
 # Says that it is healthy, whatever it is asked.
 WEB = """
@@ -37,7 +38,7 @@ def start(tmp_path):
                 rollout=Rollout(engine="sglang", num_gpus=len(models), sglang=sglang),
             )
             site = Site(in_place_of_sglang(recipe))
-            return site, asyncio.run(start_servers(recipe, site, tmp_path, ends))
+            return site, asyncio.run(start_servers(recipe, site, LogFolder(tmp_path), ends))
 
         yield begin
 

@@ -14,6 +14,7 @@ from rlcore.config.sglang_arguments import known_arguments
 from rlcore.errors import RlcoreError
 from rlcore.rollout.sglang.arguments import Command, ServerPlace, router_command, server_command
 from rlcore.rollout.sglang.server import ServerProcess, free_port
+from rlcore.telemetry.log_files import LogFolder
 
 WEB = "import sys, http.server as h; h.test(h.SimpleHTTPRequestHandler, port=int(sys.argv[1]))"
 
@@ -22,7 +23,8 @@ def started(folder, *code):
     """A process of Python code, with a port that it may use as its argument."""
     port = free_port()
     words = (sys.executable, "-c", *code, str(port))
-    return ServerProcess(Command(words, {"WORD": "said"}, f"http://127.0.0.1:{port}"), folder / "server.log")
+    command = Command(words, {"WORD": "said"}, f"http://127.0.0.1:{port}")
+    return ServerProcess(command, LogFolder(folder).file("server.log"))
 
 
 def alive(pid):
@@ -49,6 +51,24 @@ def test_a_server_is_waited_for_and_ended(tmp_path):
     assert not server.alive
 
 
+def test_a_server_that_starts_again_logs_on_where_its_logs_have_gone(tmp_path):
+    logs = LogFolder(tmp_path / "starting")
+    log = logs.file("server.log")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/server.log").write_text("of an earlier attempt\n")
+    server = ServerProcess(Command((sys.executable, "-c", "print('here')"), {}, ""), log)
+    server.wait()
+    logs.move(tmp_path / "run")
+    server.stop()
+    again = server.again()
+    again.wait()
+    again.stop()
+    assert server.log == again.log == tmp_path / "run/server.log"
+    assert again.log.read_text() == "here\n" * 2
+    assert (tmp_path / "run/server.1.log").read_text() == "of an earlier attempt\n"
+    assert not (tmp_path / "starting").exists()
+
+
 def test_a_server_that_ends_while_starting_shows_its_last_words(tmp_path):
     server = started(tmp_path, "import os, sys; print('no', os.environ['WORD'], 'memory'); sys.exit(3)")
     with pytest.raises(RlcoreError, match=r"exit status 3 while starting(.|\n)*WORD=said(.|\n)*no said memory"):
@@ -69,8 +89,10 @@ def test_a_killed_run_leaves_no_server(tmp_path, end):
         "import sys, time; from pathlib import Path\n"
         "from rlcore.rollout.sglang.arguments import Command\n"
         "from rlcore.rollout.sglang.server import ServerProcess\n"
+        "from rlcore.telemetry.log_files import LogFolder\n"
         "words = (sys.executable, '-c', 'import time; time.sleep(600)')\n"
-        "print(ServerProcess(Command(words, {}, ''), Path('log')).pid, flush=True); time.sleep(600)"
+        "log = LogFolder(Path()).file('log')\n"
+        "print(ServerProcess(Command(words, {}, ''), log).pid, flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", code]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path, start_new_session=True)

@@ -13,6 +13,7 @@ from rlcore.rollout.sglang.arguments import ServerPlace, server_command
 from rlcore.rollout.sglang.disk_update import disk_updates
 from rlcore.rollout.sglang.engine import open_engine
 from rlcore.rollout.sglang.server import ServerProcess, free_port
+from rlcore.telemetry.log_files import LogFolder
 
 INSTALLED = Path(__file__).parents[2] / ".venv-sglang" / "bin" / "python"
 SHIM = Path(__file__).parent / "shim"
@@ -43,8 +44,8 @@ def launch(sglang_python, tmp_path_factory):
         known = installed_arguments(sglang_python)
         places = [ServerPlace("127.0.0.1", free_port()) for _ in range(count)]
         commands = [server_command(recipe, str(checkpoint), place, known) for place in places]
-        logs = tmp_path_factory.mktemp("logs")
-        servers = [ServerProcess(command, logs / f"sglang-{i}.log") for i, command in enumerate(commands)]
+        logs = LogFolder(tmp_path_factory.mktemp("logs"))
+        servers = [ServerProcess(command, logs.file(f"sglang-{i}.log")) for i, command in enumerate(commands)]
         running.extend(servers)
 
         async def wait():

@@ -1,6 +1,7 @@
 """One server of which a process runs on each of several nodes: it lives while all of them do."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
 from rlcore.rollout.sglang.server import Server
@@ -12,7 +13,10 @@ class JointServer(Server):
     def __init__(self, parts: Sequence[Server]) -> None:
         self._parts = parts
         self.url = parts[0].url
-        self.log = parts[0].log
+
+    @property
+    def log(self) -> Path:
+        return self._parts[0].log
 
     @property
     def alive(self) -> bool:

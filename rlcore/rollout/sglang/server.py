@@ -15,6 +15,7 @@ from typing import Self
 from rlcore.errors import RlcoreError, fail
 from rlcore.rollout.sglang.arguments import Command
 from rlcore.rollout.sglang.client import Client, ServerLost
+from rlcore.telemetry.log_files import LogFile
 
 # Large models are read for a long time from slow disks, and kernels compiled at the first start.
 START_SECONDS = 3600.0
@@ -23,13 +24,14 @@ LAST_LINES = 15
 
 
 class Server(ABC):
-    """A server that was started for this run, wherever its processes are; it answers HTTP at `url`.
-
-    `log` is the file that gets all that it prints.
-    """
+    """A server that was started for this run, wherever its processes are; it answers HTTP at `url`."""
 
     url: str
-    log: Path
+
+    @property
+    @abstractmethod
+    def log(self) -> Path:
+        """The file that gets all that it prints."""
 
     @property
     @abstractmethod
@@ -72,13 +74,13 @@ class Server(ABC):
 class ServerProcess(Server):
     """A process of this machine, in a process group of its own that ends with this one."""
 
-    def __init__(self, command: Command, log: Path) -> None:
+    def __init__(self, command: Command, log: LogFile) -> None:
         """Start it; `wait_healthy` says when it can be used."""
         self.command = command
         self.url = command.url
-        self.log = log
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
+        self._log = log
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 command.words,
                 env=command.full_environment(),
@@ -90,6 +92,10 @@ class ServerProcess(Server):
         guard = [sys.executable, "-m", "rlcore.rollout.sglang.guard", str(self.pid)]
         # Outside this process's group, or what ends the group would end its guard, and leave the server.
         self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
+
+    @property
+    def log(self) -> Path:
+        return self._log.path
 
     @property
     def pid(self) -> int:
@@ -123,7 +129,7 @@ class ServerProcess(Server):
         self._guard.wait()
 
     def again(self) -> Self:
-        return type(self)(self.command, self.log)
+        return type(self)(self.command, self._log)
 
 
 def free_port() -> int:
