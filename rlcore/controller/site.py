@@ -109,7 +109,8 @@ def _hold(home: "ClusterRay", recipe: Recipe, layout: Layout) -> Placement:
 def _check_whole(recipe: Recipe, nodes: "list[Node]") -> None:
     """Which of a node's GPUs trainers have is Ray's choice; servers that share them must have the same."""
     each = recipe.cluster.gpus_per_node
-    if recipe.cluster.colocate and (partly := next((node for node in nodes if node.gpus > each), None)):
+    partly = next((node for node in nodes if node.gpus > each > 0), None)
+    if recipe.cluster.colocate and partly:
         message = f"a colocated run has all GPUs of its nodes, and {partly.address} has {partly.gpus}"
         raise fail("cluster.gpus_per_node", message, f"gpus_per_node: {partly.gpus}")
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 
 from rlcore.cluster.environment import exported
-from rlcore.config.rules import batch_size, samples_per_rollout
+from rlcore.config.rules import batch_size, offloads_train, samples_per_rollout
 from rlcore.controller.assembly import make_generator, running_engine, running_policy
 from rlcore.controller.checkpoints import RunState
 from rlcore.controller.evaluation import EvaluationSet
@@ -17,6 +17,7 @@ from rlcore.controller.run_start import RunPlace, restore, start
 from rlcore.controller.selection import AlgorithmPlugins, select_algorithm
 from rlcore.controller.session import open_session
 from rlcore.controller.site import chosen_site
+from rlcore.controller.turns import Turns
 from rlcore.data.chat import Prompt
 from rlcore.data.prompts import PromptSource
 from rlcore.registry.loading import Plugin
@@ -85,15 +86,21 @@ async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
                 prepared, site, recipe.optimizer, updates, temperature=temperature, quiet=quiet
             ) as policy,
         ):
+            if offloads_train(recipe):
+                # Servers measure what is free when they start.
+                policy.release()
             logs = LogFolder(place.staging)
             async with running_engine(prepared, site, logs) as engine:
+                turns = Turns(recipe, policy, engine)
                 actors = Actors(
                     policy=policy,
                     engine=engine,
                     generator=make_generator(prepared, engine, scorer, materials.algorithm.filters),
                     judge=make_generator(prepared, engine, judge, name="evaluation, "),
                     source=materials.source(),
+                    turns=turns,
                 )
+                await turns.to_training()
                 folder = start(prepared.loaded, _plugins(materials, scorer, judge), place)
                 logs.move(folder.paths.logs)
                 await _run(materials, actors, folder, place, quiet)

@@ -31,6 +31,7 @@ from rlcore.controller.run_start import RunPlace, start
 from rlcore.controller.session import open_session
 from rlcore.controller.site import chosen_site
 from rlcore.controller.train import Materials, gather
+from rlcore.controller.turns import Turns
 from rlcore.rollout.engine import Delta, Request
 from rlcore.rollout.local import LocalEngine
 from rlcore.rollout.rewards import RewardRunner
@@ -135,7 +136,8 @@ async def run_loop(materials: Materials, run: Path, lengths: list[int]) -> None:
         async with running_engine(prepared, site, LogFolder(Path())) as local:
             engine = FixedLengths(local, lengths)
             generator = make_generator(prepared, engine, scorer)
-            actors = Actors(policy, engine, generator, generator, materials.source())
+            turns = Turns(recipe, policy, engine)
+            actors = Actors(policy, engine, generator, generator, materials.source(), turns)
             folder = start(prepared.loaded, prepared.model.plugins, RunPlace(run))
             state = RunState(0, actors.source.state())
             with open_session(recipe, folder, materials.total_steps, state, policy, quiet=True) as session:
