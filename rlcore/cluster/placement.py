@@ -53,6 +53,12 @@ class Process:
         """Of a server or router."""
         return f"http://{self.host}:{self.ports['http']}"
 
+    @property
+    def own_ports(self) -> tuple[int, ...]:
+        """Those that this process listens on; the first process of a server has all that its others use."""
+        follows = self.position.get("node_rank", 0) > 0
+        return (self.ports["http"],) if follows else tuple(self.ports.values())
+
 
 def as_planned(port: int) -> int:
     """Take the port that a plan shows."""
@@ -171,7 +177,7 @@ class _Builder:
         """The processes of one server, one on each of its nodes; they meet at the first."""
         first = seats[0].node
         base = FIRST_PORT + PORTS_OF_SERVER * max(self._used[seat.node] for seat in seats)
-        ports = _ports(self._port(base), group.role, len(seats))
+        ports = _ports(self._port(base), group.role, len(seats), on_gpus=bool(seats[0].gpus))
         for seat in seats:
             self._used[seat.node] += 1
         for node_rank, seat in enumerate(seats):
@@ -223,11 +229,12 @@ class _Builder:
         return self._hosts[node] if node < len(self._hosts) else f"node{node}"
 
 
-def _ports(base: int, role: str, nodes: int) -> dict[str, int]:
+def _ports(base: int, role: str, nodes: int, *, on_gpus: bool) -> dict[str, int]:
     """The ports of a server whose block begins with `base`."""
     bootstrap = {"bootstrap": base + 1} if role == "prefill" else {}
+    nccl = {"nccl": base + 2} if on_gpus else {}
     meeting = {"meeting": base + 10} if nodes > 1 else {}
-    return {"http": base, **bootstrap, "nccl": base + 2, **meeting}
+    return {"http": base, **bootstrap, **nccl, **meeting}
 
 
 def _bundles(processes: Sequence[Process], threads: int) -> tuple[Mapping[str, float], ...]:

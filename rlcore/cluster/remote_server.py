@@ -4,6 +4,7 @@ An actor there holds it; it ends with the actor, and so with the run.
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 from rlcore.cluster.cluster_ray import ClusterRay
-from rlcore.errors import fail
+from rlcore.errors import Problem, RlcoreError, fail, raise_if_any
 from rlcore.rollout.sglang.arguments import Command
 from rlcore.rollout.sglang.server import Server, ServerProcess
 from rlcore.telemetry.log_files import LogFile, LogFolder
@@ -31,19 +32,31 @@ class _Keeper:
         if gpus := ray.get_gpu_ids():
             visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
             command = replace(command, environment={**command.environment, **visible})
-        self._server = ServerProcess(command, LogFolder(log.parent).file(log.name))
+        self._server: ServerProcess | None = None
+        self._problems: Sequence[Problem] = ()
+        try:
+            self._server = ServerProcess(command, LogFolder(log.parent).file(log.name))
+        except RlcoreError as error:
+            self._problems = error.problems
+
+    def problems(self) -> Sequence[Problem]:
+        """Why it could not be started, if so."""
+        return self._problems
 
     @ray.method(concurrency_group="life")
     def live(self) -> str:
         """Wait for the server's end; returns how it ended."""
+        if self._server is None:
+            return "no process"
         self._server.wait()
         return self._server.end()
 
     def story(self) -> str:
-        return self._server.story()
+        return self._server.story() if self._server else ""
 
     def stop(self) -> None:
-        self._server.stop()
+        if self._server:
+            self._server.stop()
 
 
 class RemoteServer(Server):
@@ -72,6 +85,10 @@ class RemoteServer(Server):
     @property
     def alive(self) -> bool:
         return not ray.wait([self._life], timeout=0)[0]
+
+    async def wait_started(self) -> None:
+        with suppress(RayError):
+            raise_if_any(await self._keeper.problems.remote())
 
     def end(self) -> str:
         if self.alive:

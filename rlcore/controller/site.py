@@ -36,8 +36,12 @@ class Site:
     cluster: "ClusterRay | None" = None
 
     def start(self, process: Process, log: LogFile) -> Server:
-        """Start a server or router. Raises RlcoreError where its node has left."""
-        command = Command(process.command, process.environment, process.url)
+        """Start a server or router.
+
+        Raises RlcoreError where its node has left or has no port for it; of a node of a cluster,
+        `wait_healthy` says the latter.
+        """
+        command = Command(process.command, process.environment, process.url, process.own_ports)
         if self.cluster is None:
             return ServerProcess(_on_own_gpus(command, process), log)
         from rlcore.cluster.remote_server import RemoteServer

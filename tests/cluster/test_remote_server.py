@@ -63,10 +63,10 @@ def move_logs(logs, tmp_path):
 def start(home, logs):
     started = []
 
-    def begin(index=0, gpus=0, code=WEB, environment=None):
-        port = free_port()
+    def begin(index=0, gpus=0, code=WEB, environment=None, port=None):
+        port = port or free_port()
         words = (sys.executable, "-c", code, str(port))
-        command = Command(words, {"WORD": "said", **(environment or {})}, f"http://127.0.0.1:{port}")
+        command = Command(words, {"WORD": "said", **(environment or {})}, f"http://127.0.0.1:{port}", (port,))
         log = logs.file(f"server-{len(started)}.log")
         started.append(RemoteServer(command, log, home, index, gpus))
         return started[-1]
@@ -134,6 +134,16 @@ def test_a_server_that_cannot_start_is_explained_from_its_own_node(start):
     server = start(index=1, code="import os, sys; print('no', os.environ['WORD'], 'memory'); sys.exit(3)")
     with pytest.raises(RlcoreError, match=r"exit status 3 on node (.|\n)*WORD=said(.|\n)*no said memory"):
         healthy(server)
+
+
+def test_a_port_that_is_taken_on_the_node_is_said_before_another_server_is_taken_for_this_one(start):
+    first = start(index=1)
+    healthy(first)
+    second = start(index=1, port=int(first.url.rpartition(":")[2]))
+    with pytest.raises(RlcoreError, match=rf"server at {first.url}: port \d+ is taken on its node\n +try: ss"):
+        healthy(second)
+    second.stop()
+    assert first.alive
 
 
 def test_of_a_server_on_two_nodes_all_processes_live_or_none(start):

@@ -3,9 +3,11 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +69,22 @@ def test_a_server_that_starts_again_logs_on_where_its_logs_have_gone(tmp_path):
     assert again.log.read_text() == "here\n" * 2
     assert (tmp_path / "run/server.1.log").read_text() == "of an earlier attempt\n"
     assert not (tmp_path / "starting").exists()
+
+
+def test_free_ports_are_none_that_systems_hand_out():
+    lowest, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    assert all(free_port() < int(lowest) for _ in range(20))
+
+
+def test_a_server_starts_on_no_port_that_another_listens_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlcore.rollout.sglang.server.PORT_SECONDS", 0.0)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        command = Command((sys.executable, "-c", WEB, "0"), {}, "http://127.0.0.1:1", (free_port(), port))
+        with pytest.raises(RlcoreError, match=rf"server at http://127.0.0.1:1: port {port} is taken"):
+            ServerProcess(command, LogFolder(tmp_path).file("server.log"))
 
 
 def test_a_server_that_ends_while_starting_shows_its_last_words(tmp_path):

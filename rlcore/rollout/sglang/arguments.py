@@ -50,11 +50,15 @@ class ServerPlace:
 
 @dataclass(frozen=True)
 class Command:
-    """How a process is started: its words, what is added to the environment, and where it will answer."""
+    """How a process is started: its words, what is added to the environment, and where it will answer.
+
+    `ports` are those that it listens on, as far as they are known before.
+    """
 
     words: tuple[str, ...]
     environment: Mapping[str, str]
     url: str
+    ports: tuple[int, ...] = ()
 
     def full_environment(self) -> dict[str, str]:
         """This process's environment without what harms servers, and with what they need."""

@@ -1,5 +1,6 @@
 """One server of which a process runs on each of several nodes: it lives while all of them do."""
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -21,6 +22,9 @@ class JointServer(Server):
     @property
     def alive(self) -> bool:
         return all(part.alive for part in self._parts)
+
+    async def wait_started(self) -> None:
+        await asyncio.gather(*(part.wait_started() for part in self._parts))
 
     def end(self) -> str:
         return self._culprit().end()

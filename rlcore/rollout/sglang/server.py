@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
+from random import SystemRandom
 from typing import Self
 
 from rlcore.errors import RlcoreError, fail
@@ -21,6 +22,10 @@ from rlcore.telemetry.log_files import LogFile
 START_SECONDS = 3600.0
 LOOK_SECONDS = 0.5
 LAST_LINES = 15
+# Processes that were just killed give their ports back in moments.
+PORT_SECONDS = 3.0
+# Above those of Ray's workers, below those that systems hand out.
+PORTS = (20000, 32768)
 
 
 class Server(ABC):
@@ -58,6 +63,8 @@ class Server(ABC):
         """Wait until it answers; raises RlcoreError with its last words if it ends or takes longer."""
         client, until = Client(self.url), time.monotonic() + seconds
         try:
+            # Before, another could answer at its address.
+            await self.wait_started()
             while not await _answers(client, route):
                 if not self.alive:
                     raise self._failure(f"ended with {self.end()} while starting")
@@ -67,6 +74,10 @@ class Server(ABC):
         finally:
             await client.close()
 
+    @abstractmethod
+    async def wait_started(self) -> None:
+        """Wait until its processes run. Raises RlcoreError where one cannot be started."""
+
     def _failure(self, what: str) -> RlcoreError:
         return fail(f"server at {self.url}", f"{what}; it was started as\n    {self.story()}")
 
@@ -75,7 +86,8 @@ class ServerProcess(Server):
     """A process of this machine, in a process group of its own that ends with this one."""
 
     def __init__(self, command: Command, log: LogFile) -> None:
-        """Start it; `wait_healthy` says when it can be used."""
+        """Start it; `wait_healthy` says when it can be used. Raises RlcoreError where a port is taken."""
+        _check_free(command)
         self.command = command
         self.url = command.url
         self._log = log
@@ -110,6 +122,9 @@ class ServerProcess(Server):
         """Return when it has ended."""
         self._process.wait()
 
+    async def wait_started(self) -> None:
+        """It runs since it was made."""
+
     def end(self) -> str:
         return "" if self.alive else f"exit status {self._process.returncode}"
 
@@ -133,11 +148,31 @@ class ServerProcess(Server):
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on just now."""
+    """A port of this machine that nobody listens on just now, nor is given without having asked for it."""
+    while _is_taken(port := SystemRandom().randrange(*PORTS)):
+        pass
+    return port
+
+
+def _check_free(command: Command) -> None:
+    """Raise RlcoreError for a port that another listens on, who would be taken for this server."""
+    until = time.monotonic() + PORT_SECONDS
+    while taken := [port for port in command.ports if _is_taken(port)]:
+        if time.monotonic() > until:
+            message = f"port {taken[0]} is taken on its node"
+            raise fail(f"server at {command.url}", message, f"ss -ltnp sport = :{taken[0]} says who has it")
+        time.sleep(0.1)
+
+
+def _is_taken(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        # Connections that are closing are no obstacle, to servers neither.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return True
+    return False
 
 
 async def _answers(client: Client, route: str) -> bool:
