@@ -5,9 +5,9 @@ While an engine loads one bundle, the trainer makes the next.
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,24 +21,40 @@ if TYPE_CHECKING:
 
     from rlcore.sync.parcel import Parcel
 
+    Bundle = Mapping[str, torch.Tensor] | Parcel
+
 MIB = 2**20
 GB = 1e9
 # A server that is lost on the way takes the update down with it; those that are left get it again.
 ATTEMPTS = 3
 
 
-@dataclass(frozen=True)
-class SyncReport:
-    """How many bytes every engine was given, and the seconds until all had them."""
+@dataclass(kw_only=True)
+class Sent:
+    """What an engine was given: bytes, the seconds that it took the trainer to make them ready, and the engine
+    to load them. The two go on at the same time."""
 
-    nbytes: int
+    nbytes: int = 0
+    pack_seconds: float = 0.0
+    load_seconds: float = 0.0
+
+
+@dataclass(kw_only=True)
+class SyncReport(Sent):
+    """What every engine was given, and the seconds until all had it."""
+
     seconds: float
 
     @property
     def metrics(self) -> dict[str, float]:
         """`sync/*` metrics of a step; a GB is 10**9 bytes."""
-        speed = self.nbytes / GB / self.seconds
-        return {"sync/bytes": float(self.nbytes), "sync/seconds": self.seconds, "sync/gb_per_second": speed}
+        return {
+            "sync/bytes": float(self.nbytes),
+            "sync/seconds": self.seconds,
+            "sync/pack_seconds": self.pack_seconds,
+            "sync/load_seconds": self.load_seconds,
+            "sync/gb_per_second": self.nbytes / GB / self.seconds,
+        }
 
 
 async def sync_weights(engine: Engine, policy: Policy, version: int, bucket_mib: int) -> SyncReport:
@@ -50,27 +66,30 @@ async def sync_weights(engine: Engine, policy: Policy, version: int, bucket_mib:
         started = time.perf_counter()
         try:
             async with engine.weight_update(version) as update:
-                nbytes = await send_all(policy, update, bucket_mib * MIB)
-            return SyncReport(nbytes, time.perf_counter() - started)
+                sent = await send_all(policy, update, bucket_mib * MIB)
+                delivered = time.perf_counter()
+            ended = time.perf_counter()
+            sent.load_seconds += ended - delivered
+            return SyncReport(**asdict(sent), seconds=ended - started)
         except LostError as error:
             lost = error
     raise fail(f"sync of weights {version}", str(lost), "look into logs/ of the run, then resume it")
 
 
-async def send_all(policy: Policy, update: WeightUpdate, most_bytes: int) -> int:
-    """Send an update all bundles, of which two are under way at a time; returns their bytes."""
-    sent = 0
-    loading: asyncio.Future[None] | None = None
+async def send_all(policy: Policy, update: WeightUpdate, most_bytes: int) -> Sent:
+    """Send an update all bundles, of which two are under way at a time."""
+    sent = Sent()
+    loading: asyncio.Future[float] | None = None
     # Closed early, those who wait for the next are let go.
     with closing(policy.weights(most_bytes // 2, update.packing)) as bundles:
         try:
-            while bundle := await beside_the_loop(partial(next, bundles, None)):
+            while bundle := await _packed(bundles, sent):
                 if loading:
-                    await loading
-                loading = asyncio.ensure_future(update.send(bundle))
-                sent += _nbytes(bundle)
+                    sent.load_seconds += await loading
+                loading = asyncio.ensure_future(_load(update, bundle))
+                sent.nbytes += _nbytes(bundle)
             if loading:
-                await loading
+                sent.load_seconds += await loading
         except BaseException:
             if loading:
                 loading.cancel()
@@ -79,7 +98,22 @@ async def send_all(policy: Policy, update: WeightUpdate, most_bytes: int) -> int
     return sent
 
 
-def _nbytes(bundle: "Mapping[str, torch.Tensor] | Parcel") -> int:
+async def _packed(bundles: "Iterator[Bundle]", sent: Sent) -> "Bundle | None":
+    """The next bundle, if there is one."""
+    started = time.perf_counter()
+    bundle: Bundle | None = await beside_the_loop(partial(next, bundles, None))
+    sent.pack_seconds += time.perf_counter() - started
+    return bundle
+
+
+async def _load(update: WeightUpdate, bundle: "Bundle") -> float:
+    """Have an engine load a bundle; returns the seconds that it takes."""
+    started = time.perf_counter()
+    await update.send(bundle)
+    return time.perf_counter() - started
+
+
+def _nbytes(bundle: "Bundle") -> int:
     if isinstance(bundle, Mapping):
         return sum(tensor.nbytes for tensor in bundle.values())
     return bundle.nbytes

@@ -63,6 +63,7 @@ def test_servers_agree_with_the_trainer_after_each_sync(server, subject, policy,
                 found = await verifier.check(engine, version)
                 assert report.nbytes == sum(tensor.nbytes for tensor in subject.new_tensors.values())
                 assert found["sync/probe_gap"] <= TOLERANCE
+                assert 0 < report.load_seconds < report.seconds
 
     asyncio.run(sync_twice())
 
