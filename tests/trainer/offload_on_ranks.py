@@ -1,4 +1,4 @@
-"""Trains on two ranks with and without memory that leaves in between, and prints as JSON what differed, by case.
+"""Trains on two ranks with and without memory that leaves in between, and prints what differed, as JSON by case.
 
 A program, because ranks are forks of a process that has Megatron imported and no process groups yet.
 """
@@ -82,8 +82,10 @@ def differences(folder: Path, case: str) -> list[str]:
     last = [one.train_step(samples(), OBJECTIVE) for one in (parked, usual)]
     found += [f"resumed: {name}" for name in last[1] if last[0][name] != last[1][name]]
     files = [file.name for file in (folder / case / "usual").iterdir() if file.name != ".metadata"]
-    _, *others = filecmp.cmpfiles(folder / case / "usual", folder / case / "parked", files, shallow=False)
-    return [one for rank in from_all_ranks(found) for one in rank] + sum(others, [])
+    _, other, missing = filecmp.cmpfiles(
+        folder / case / "usual", folder / case / "parked", files, shallow=False
+    )
+    return [*(one for rank in from_all_ranks(found) for one in rank), *other, *missing]
 
 
 def same(ours: Any, theirs: Any) -> bool:
