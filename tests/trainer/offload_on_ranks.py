@@ -1,4 +1,4 @@
-"""Trains on two ranks with and without memory that leaves in between, and prints what differed, as JSON by case.
+"""Trains on two ranks with and without memory that leaves in between; prints what differed, as JSON by case.
 
 A program, because ranks are forks of a process that has Megatron imported and no process groups yet.
 """
