@@ -1,14 +1,14 @@
 """Megatron's router of tokens to experts, for packed micro-batches: only tokens of samples count.
 
 Padding is there for the layout's sake, and so are fillers. They are routed like any token, but must not show in
-statistics nor move correction biases.
+statistics, move correction biases, or have a part in losses.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.moe_utils import (
     MoEAuxLossAutoScaler,
@@ -35,53 +35,52 @@ class PackedRouter(TopKRouter):
             self.register_buffer("local_corrections", corrections, persistent=False)
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Choose experts: probabilities and choices, both [t, e]. `padding_mask` is about all TP ranks' tokens.
-
-        Auxiliary losses take padding for tokens: of nothing but padding Megatron would make them NaN.
-        """
-        probs_te, chosen_te = super().routing(logits)
+        """Choose experts: probabilities and choices, [t, e]. `padding_mask` is about all TP ranks' tokens."""
+        logits_te = logits.detach().flatten(0, -2)
+        padding_t = self._own_padding(logits_te, padding_mask)
+        probs_te, chosen_te = super().routing(logits, padding_t)
         if self.enable_expert_bias and torch.is_grad_enabled():
-            self._count(logits.detach().flatten(0, -2), chosen_te, padding_mask)
+            self._count(logits_te, chosen_te & ~padding_t[:, None])
         return probs_te, chosen_te
 
-    def attach_and_log_load_balancing_loss(
-        self,
-        activation: Tensor,
-        aux_loss_coeff: float,
-        aux_loss: Tensor,
-        aux_loss_name: str,
-        reduce_group: dist.ProcessGroup,
-        reduce_group_has_dp: bool = False,
-        valid_token_count: int | Tensor | None = None,
+    def _apply_aux_loss(
+        self, probs: Tensor, scores_for_aux_loss: Tensor, routing_map: Tensor, with_padding_mask: bool = False
     ) -> Tensor:
-        """Multiply a loss by all tokens that it is about, for the sum over tokens to be made of it.
+        counted_te = self._something_counted(routing_map)
+        return super()._apply_aux_loss(probs, scores_for_aux_loss, counted_te, with_padding_mask)
 
-        Each rank of the group has its part of the loss, but Megatron counts a rank's own tokens only.
-        """
-        tokens = len(activation) if valid_token_count is None else valid_token_count
-        return super().attach_and_log_load_balancing_loss(
-            activation,
-            aux_loss_coeff,
-            aux_loss,
-            aux_loss_name,
-            reduce_group,
-            reduce_group_has_dp,
-            tokens * reduce_group.size(),
+    def _apply_seq_aux_loss(
+        self,
+        probs: Tensor,
+        scores_for_aux_loss: Tensor,
+        routing_map: Tensor,
+        seq_length: int,
+        bsz: int,
+        with_padding_mask: bool = False,
+    ) -> Tensor:
+        counted_te = self._something_counted(routing_map)
+        return super()._apply_seq_aux_loss(
+            probs, scores_for_aux_loss, counted_te, seq_length, bsz, with_padding_mask
         )
+
+    def _something_counted(self, counted_te: Tensor) -> Tensor:
+        """Without any token Megatron's loss is NaN: padding then counts as chosen, and its scores are zeros."""
+        found = reduce_from_tensor_model_parallel_region(counted_te.sum(), self.tp_cp_group)
+        return counted_te | (found == 0)
 
     def apply_z_loss(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Add the z-loss (arXiv 2202.08906) of this rank's tokens. Megatron's divides their sum by ranks."""
         coefficient = self.config.moe_z_loss_coeff
         if coefficient is None or not (self.training and torch.is_grad_enabled()):
             return logits
-        return MoEAuxLossAutoScaler.apply(logits, z_loss_func(logits, coefficient) * len(logits))
+        assert padding_mask is not None, "every micro-batch has one"
+        z_loss = z_loss_func(logits, coefficient, padding_mask) * (~padding_mask).sum()
+        return MoEAuxLossAutoScaler.apply(logits, z_loss)
 
     def _apply_expert_bias(self, routing_map: Tensor, padding_mask: Tensor | None = None) -> None:
         """Leave counting to `routing`: Megatron's fails where there is padding."""
 
-    def _count(self, logits_te: Tensor, chosen_te: Tensor, padding_mask: Tensor | None) -> None:
-        if padding_mask is not None:
-            chosen_te = chosen_te & ~self._own_rows(padding_mask.reshape(-1, 1))
+    def _count(self, logits_te: Tensor, chosen_te: Tensor) -> None:
         _, uncorrected_te = topk_routing_with_score_function(
             logits_te,
             self.topk,
@@ -92,9 +91,16 @@ class PackedRouter(TopKRouter):
         self.local_tokens_per_expert += chosen_te.sum(0)
         self.local_corrections += (chosen_te & ~uncorrected_te).sum(0)
 
-    def _own_rows(self, x_s1: Tensor) -> Tensor:
+    def _own_padding(self, logits_te: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Which of the tokens that this rank routes are padding, bool [t].
+
+        A mask also where there is none: with it Megatron multiplies a loss, of which each rank of a group has
+        its part, by the tokens of the group, without it by those of the rank.
+        """
+        if padding_mask is None:
+            return torch.zeros(len(logits_te), dtype=torch.bool, device=logits_te.device)
         ranks = self.tp_group.size() if self.config.sequence_parallel else 1
-        return x_s1.chunk(ranks)[self.tp_group.rank() if ranks > 1 else 0]
+        return padding_mask.flatten().chunk(ranks)[self.tp_group.rank() if ranks > 1 else 0]
 
 
 def route_packed(layers: Iterable[ModuleSpec]) -> None:

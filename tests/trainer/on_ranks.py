@@ -58,8 +58,8 @@ CONFIG = {
     "pad_token_id": 0,
 }
 LENGTHS = [(5, 9), (3, 17), (8, 4), (2, 30), (6, 13)]
-# Every layout has each of these in a micro-batch of its own, without padding, which routers' own losses count.
-EVEN = [(8, 36), (4, 40)]
+# Every layout has each of these in a micro-batch of its own, most with padding, and two ranks a filler beside them.
+LONG = [(8, 35), (4, 39), (5, 37)]
 ROUTERS = {
     "moe_router_load_balancing_type": "aux_loss",
     "moe_aux_loss_coeff": 0.1,
@@ -129,7 +129,7 @@ def try_layout(checkpoint: Path, layout: str) -> list[dict[str, Any]]:
         "refused": message(lambda: trainer.train_step(poisoned(), OBJECTIVE)),
         "one sample": trainer.train_step(samples()[:1], OBJECTIVE),
         "reference": plain(trainer.reference_log_probs(samples())),
-        "losses of routers": trainer_of(checkpoint, layout, ROUTERS).train_step(samples(EVEN), OBJECTIVE),
+        "losses of routers": trainer_of(checkpoint, layout, ROUTERS).train_step(samples(LONG), OBJECTIVE),
     }
     return from_all_ranks(found)
 

@@ -151,3 +151,14 @@ def test_scoring_between_steps_does_not_count_as_load(trainer, make_samples):
     once = trainer.backward(samples, SftObjective())
     trainer.log_probs(samples)
     assert trainer.backward(samples, SftObjective()) == pytest.approx(once)
+
+
+def test_padding_has_no_part_in_losses_of_routers(make_trainer, make_samples):
+    samples = make_samples([(5, 9), (3, 17), (8, 4)], advantages=None, old_log_probs=None)
+    plain, padded, without = (
+        gradients(make_trainer(megatron={"moe_z_loss_coeff": z_loss}, pad_multiple=pad), samples)
+        for z_loss, pad in ((0.1, 1), (0.1, 64), (None, 64))
+    )
+    for name, gradient in plain.items():
+        assert (padded[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max(), name
+    assert any((plain[name] - without[name]).abs().max() > 1e-3 for name in plain if "router" in name)
