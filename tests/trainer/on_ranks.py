@@ -58,7 +58,7 @@ CONFIG = {
     "pad_token_id": 0,
 }
 LENGTHS = [(5, 9), (3, 17), (8, 4), (2, 30), (6, 13)]
-# Every layout has each of these in a micro-batch of its own, most with padding, and two ranks a filler beside them.
+# Every layout has each of these in a micro-batch of its own, most with padding, and DP2 a filler too.
 LONG = [(8, 35), (4, 39), (5, 37)]
 ROUTERS = {
     "moe_router_load_balancing_type": "aux_loss",
