@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rlcore.registry import Catalog
 
 Facts = list[tuple[str, str]]
+# Sections that are in the record as they are printed.
+_RECORDED = ("plugins", "batches", "layout", "memory", "servers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +49,7 @@ def _report(loaded: "LoadedRecipe", catalog: "Catalog", args: argparse.Namespace
     from rlcore.cli.processes import planned, process_facts, process_lines, process_records
     from rlcore.config.checks import check
     from rlcore.layout import summary
+    from rlcore.layout.memory import memory_facts
     from rlcore.layout.model import place_loaded
     from rlcore.layout.seats import check_seats
     from rlcore.layout.server_rules import check_servers
@@ -56,12 +59,13 @@ def _report(loaded: "LoadedRecipe", catalog: "Catalog", args: argparse.Namespace
     problems = list(dict.fromkeys([*check(loaded, catalog), *misplaced, *unserved]))
     placement = None if problems else planned(loaded, placed)
     near, balanced = _offers(loaded, catalog, placed, misplaced)
-    length = loaded.recipe.rollout.max_response_tokens
+    length, cluster = loaded.recipe.rollout.max_response_tokens, loaded.recipe.cluster
     sections = {
         "plugins": _plugins(loaded, catalog),
         "batches": _batches(loaded, placed),
         "layout": summary.layout_facts(placed, length) if placed else [],
         "groups": summary.group_facts(placed.layout) if placed else [],
+        "memory": memory_facts(loaded.recipe, placed) if placed and cluster.gpus_per_node else [],
         "servers": _servers(loaded),
         "processes": process_facts(placement) if placement else [],
         "nearest layouts that work": summary.nearest_facts(loaded.recipe.parallel, near),
@@ -72,7 +76,7 @@ def _report(loaded: "LoadedRecipe", catalog: "Catalog", args: argparse.Namespace
         print_json(
             {
                 "recipe": loaded.recipe.model_dump(mode="json"),
-                **{name: dict(sections[name]) for name in ("plugins", "batches", "layout", "servers")},
+                **{name: dict(sections[name]) for name in _RECORDED},
                 **(summary.record(placed, length) if placed else {}),
                 **(process_records(placement) if placement else {}),
                 "nearest": [parallel.model_dump() for parallel in near],

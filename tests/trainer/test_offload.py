@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from rlcore_glm4.plugin import glm4_spec
 
 from rlcore.algorithms.losses import ClipOptions, clip
-from rlcore.config.schema import Algorithm, Optimizer
+from rlcore.config.schema import Algorithm, Model, Optimizer, Recipe
+from rlcore.layout.memory import held as planned
+from rlcore.layout.model import Placed
+from rlcore.layout.plan import layout_of
+from rlcore.models.hf_config import read_hf_config
 from rlcore.trainer import offload
 from rlcore.trainer.objectives import PolicyObjective
 from rlcore.trainer.offload import OffloadedTrainer
@@ -82,6 +87,15 @@ def test_states_leave_while_weights_are_sent(parked, make_samples):
     assert all(sent[name].equal(tensor) for name, tensor in expected.items())
     all_of_it = parked.release()
     assert all_of_it > states > 0
+
+
+def test_a_plan_says_how_much_it_is(parked, checkpoint, make_samples):
+    parked.train_step(make_samples(LENGTHS), OBJECTIVE)
+    dtype = str(next(parked.stages[0].parameters()).dtype).removeprefix("torch.")
+    recipe = Recipe(model=Model(checkpoint=str(checkpoint), dtype=dtype))
+    spec = glm4_spec(read_hf_config(checkpoint))
+    estimate = planned(recipe, Placed(spec, layout_of(recipe, spec.stage_starts)))
+    assert parked.release() == pytest.approx(estimate.total, rel=0.01)
 
 
 @pytest.mark.parametrize("order", [["weights", "states", "gradients"], ["gradients", "states", "weights"]])
