@@ -29,7 +29,6 @@ def run(args: argparse.Namespace) -> int:
 
     prepared = prepare(loaded, "eval")
     sets = evaluation_sets(prepared)
-    args.out.mkdir(parents=True, exist_ok=True)
     metrics = evaluate(prepared, sets, args.out, quiet=args.json)
     if args.json:
         print(json.dumps(metrics))

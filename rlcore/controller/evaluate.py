@@ -36,6 +36,7 @@ async def _evaluate(
             runner.check_dataset(prompt.row for prompt in problems.prompts)
         metrics: dict[str, float] = {}
         async with running_engine(prepared, site, LogFolder(rollouts)) as engine:
+            rollouts.mkdir(parents=True, exist_ok=True)
             judge = make_generator(prepared, engine, runner)
             with Progress(len(sets), recipe.name, quiet=quiet) as progress:
                 for problems in sets:

@@ -59,6 +59,7 @@ def prepare(loaded: LoadedRecipe, command: str) -> Prepared:
     assert placed is not None, "only a recipe with problems has no layout"
     checkpoint = _checkpoint_folder(recipe)
     model = select_model(catalog, recipe, placed.spec)
+    raise_if_any(_damaged_weights(recipe, checkpoint, command))
     raise_if_any(_missing_mtp_weights(loaded, model, checkpoint))
     return Prepared(
         loaded,
@@ -110,6 +111,24 @@ def _missing_section(recipe: Recipe, command: str) -> list[Problem]:
     }
     key, section, remedy = needs[command]
     return [] if section else [Problem(key, f"rlcore {command} needs this section", remedy)]
+
+
+def _damaged_weights(recipe: Recipe, checkpoint: Path, command: str) -> Iterator[Problem]:
+    """Files, of any checkpoint that the command reads, that are missing or torn."""
+    load, reference = recipe.model.load, recipe.algorithm.kl.reference
+    read = {"train": (checkpoint, load, reference), "sft": (checkpoint, load), "eval": (checkpoint,)}[command]
+    for folder in (Path(each).expanduser() for each in read if each):
+        if (folder / "metadata.json").is_file():
+            # A run that reads no torch_dist checkpoint need not wait for Megatron here.
+            from rlcore.trainer.contents import damage
+
+            yield from damage(folder)
+            continue
+        try:
+            with SafetensorsFolder(folder):
+                pass
+        except RlcoreError as error:
+            yield from error.problems
 
 
 def _missing_mtp_weights(loaded: LoadedRecipe, model: ModelPlugins, checkpoint: Path) -> Iterator[Problem]:

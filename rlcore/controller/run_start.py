@@ -28,24 +28,28 @@ class RunPlace:
         return self.path.with_name(f".{self.path.name}.starting")
 
 
-def start(loaded: LoadedRecipe, plugins: Iterable[Plugin], place: RunPlace) -> RunFolder:
-    """Make or reopen the run folder; writes the resolved recipe and the plugin lock.
+def start(plugins: Iterable[Plugin], place: RunPlace) -> RunFolder:
+    """Make or reopen the run folder.
 
     Raises RlcoreError, before anything is written, if the folder is taken or if a plugin is not the one that
     the run was made with.
     """
-    entries = lock.make(plugins)
     paths = RunPaths(place.path)
     if place.resume and not place.accept_plugin_changes and paths.plugins.is_file():
-        raise_if_any(lock.verify(paths.plugins, entries))
-    changed = recipe_changes(paths.config, loaded.recipe) if place.resume else []
-    folder = RunFolder.create(place.path, resume=place.resume)
-    if changed:
+        raise_if_any(lock.verify(paths.plugins, lock.make(plugins)))
+    return RunFolder.create(place.path, resume=place.resume)
+
+
+def record(folder: RunFolder, loaded: LoadedRecipe, plugins: Iterable[Plugin]) -> None:
+    """Keep the resolved recipe and the plugin lock, once all is there that the run begins with.
+
+    Says in which keys the recipe differs from the one that the run had before.
+    """
+    if changed := recipe_changes(folder.paths.config, loaded.recipe):
         print(f"the recipe has changed since the run began: {', '.join(changed)}")
         folder.events.record("recipe-changed", keys=changed)
     folder.write_config(loaded.dump())
-    lock.write(folder.paths.plugins, entries)
-    return folder
+    lock.write(folder.paths.plugins, lock.make(plugins))
 
 
 def restore(

@@ -13,7 +13,7 @@ from rlcore.controller.evaluation import EvaluationSet
 from rlcore.controller.grpo import Actors, Grpo
 from rlcore.controller.model_folder import save_model
 from rlcore.controller.preparation import Prepared, evaluation_sets, load_prompts
-from rlcore.controller.run_start import RunPlace, restore, start
+from rlcore.controller.run_start import RunPlace, record, restore, start
 from rlcore.controller.selection import AlgorithmPlugins, select_algorithm
 from rlcore.controller.session import open_session
 from rlcore.controller.site import chosen_site
@@ -101,9 +101,12 @@ async def _train(materials: Materials, place: RunPlace, quiet: bool) -> None:
                     turns=turns,
                 )
                 await turns.to_training()
-                folder = start(prepared.loaded, _plugins(materials, scorer, judge), place)
+                plugins = _plugins(materials, scorer, judge)
+                folder = start(plugins, place)
                 logs.move(folder.paths.logs)
-                await _run(materials, actors, folder, place, quiet)
+                state = restore(folder, place, RunState(0, actors.source.state()), policy.load)
+                record(folder, prepared.loaded, plugins)
+                await _run(materials, actors, folder, state, quiet)
             if recipe.checkpoints.hf:
                 save_model(policy, prepared.recipe, folder.path / "hf")
 
@@ -114,15 +117,14 @@ def _plugins(materials: Materials, *runners: RewardRunner) -> list[Plugin]:
     return [*materials.prepared.model.plugins, *materials.algorithm.plugins, *rewards]
 
 
-async def _run(materials: Materials, actors: Actors, folder: RunFolder, place: RunPlace, quiet: bool) -> None:
-    """Take up the run where its folder stands, and take it to its end."""
-    recipe, policy, source = materials.prepared.recipe, actors.policy, actors.source
-    state = restore(folder, place, RunState(0, source.state()), policy.load)
-    source.restore(state.source)
+async def _run(materials: Materials, actors: Actors, folder: RunFolder, state: RunState, quiet: bool) -> None:
+    """Take up the run at `state`, and take it to its end."""
+    recipe = materials.prepared.recipe
+    actors.source.restore(state.source)
     total = materials.total_steps
     with (
         closing(materials.algorithm),
-        open_session(recipe, folder, total, state, policy, quiet=quiet) as session,
+        open_session(recipe, folder, total, state, actors.policy, quiet=quiet) as session,
     ):
         await Grpo(recipe, actors, materials.algorithm, materials.evaluations, session).run(total)
 

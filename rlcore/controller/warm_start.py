@@ -11,7 +11,7 @@ from rlcore.controller.checkpoints import RunState
 from rlcore.controller.model_folder import save_model
 from rlcore.controller.policy import Policy
 from rlcore.controller.preparation import Prepared
-from rlcore.controller.run_start import RunPlace, restore, start
+from rlcore.controller.run_start import RunPlace, record, restore, start
 from rlcore.controller.session import Session, open_session
 from rlcore.controller.site import chosen_site
 from rlcore.data.datasets import load_rows
@@ -53,8 +53,9 @@ async def _imitate(lessons: Lessons, place: RunPlace, quiet: bool) -> None:
         chosen_site(prepared, serves=False) as site,
         running_policy(prepared, site, sft.optimizer, sft.steps, temperature=1.0, quiet=quiet) as policy,
     ):
-        folder = start(prepared.loaded, prepared.model.plugins, place)
+        folder = start(prepared.model.plugins, place)
         state = restore(folder, place, RunState(0, {}), policy.load)
+        record(folder, prepared.loaded, prepared.model.plugins)
         with open_session(prepared.recipe, folder, sft.steps, state, policy, quiet=quiet) as session:
             while session.done < sft.steps and not session.source.get("learnt"):
                 _step(lessons, policy, session)

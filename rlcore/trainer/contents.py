@@ -19,13 +19,14 @@ _CONTENTS = ".metadata"
 
 
 def check_whole(folder: Path) -> None:
-    """Raise one RlcoreError, on all ranks, for what the checkpoint lacks; all ranks must ask, rank 0 looks.
+    """Raise one RlcoreError, on all ranks, for what the checkpoint lacks; all ranks must ask, rank 0 looks."""
+    raise_together(damage(folder) if dist.get_rank() == 0 else ())
 
-    Bytes of tensors that were overwritten are not found here.
-    """
-    found = next(_damages(folder), None) if dist.get_rank() == 0 else None
-    remedy = "a whole checkpoint: fetch or copy it again"
-    raise_together([Problem(str(folder), f"is damaged: {found}", remedy)] if found else [])
+
+def damage(folder: Path) -> Iterator[Problem]:
+    """One problem if the checkpoint lacks something. Bytes of tensors that were overwritten are not found."""
+    if found := next(_damages(folder), None):
+        yield Problem(str(folder), f"is damaged: {found}", "a whole checkpoint: fetch or copy it again")
 
 
 def _damages(folder: Path) -> Iterator[str]:

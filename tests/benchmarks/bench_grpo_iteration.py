@@ -27,7 +27,7 @@ from rlcore.controller.assembly import make_generator, running_engine, running_p
 from rlcore.controller.checkpoints import RunState
 from rlcore.controller.grpo import Actors, Grpo
 from rlcore.controller.preparation import prepare
-from rlcore.controller.run_start import RunPlace, start
+from rlcore.controller.run_start import RunPlace, record, start
 from rlcore.controller.session import open_session
 from rlcore.controller.site import chosen_site
 from rlcore.controller.train import Materials, gather
@@ -138,7 +138,8 @@ async def run_loop(materials: Materials, run: Path, lengths: list[int]) -> None:
             generator = make_generator(prepared, engine, scorer)
             turns = Turns(recipe, policy, engine)
             actors = Actors(policy, engine, generator, generator, materials.source(), turns)
-            folder = start(prepared.loaded, prepared.model.plugins, RunPlace(run))
+            folder = start(prepared.model.plugins, RunPlace(run))
+            record(folder, prepared.loaded, prepared.model.plugins)
             state = RunState(0, actors.source.state())
             with open_session(recipe, folder, materials.total_steps, state, policy, quiet=True) as session:
                 await Grpo(recipe, actors, materials.algorithm, (), session).run(materials.total_steps)

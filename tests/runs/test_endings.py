@@ -131,3 +131,15 @@ def test_a_full_disk_ends_a_run_with_what_was_saved_before(world, capsys, full_d
     assert [place.name for place in (world.folder / "run/checkpoints").iterdir()] == ["step-000001"]
     assert world.train_only("run", "train.steps=2", flags=["--resume"]) == 0
     assert steps(world, "run") == [1, 2]
+
+
+def test_a_resume_that_cannot_load_its_checkpoint_leaves_the_run_as_it_was(world, capsys):
+    world.train_only("run", "train.steps=1")
+    (states,) = (world.folder / "run/checkpoints/step-000001/trainer").glob("*.distcp")
+    content = states.read_bytes()
+    kept = 2**16  # The manifest knows both ends.
+    states.write_bytes(content[:kept] + bytes(len(content) - 2 * kept) + content[-kept:])
+    recipe = (world.folder / "run/config.resolved.yaml").read_text()
+    assert world.train_only("run", "train.steps=2", flags=["--resume"]) == 1
+    assert "does not fit the model, or is damaged" in capsys.readouterr().err
+    assert (world.folder / "run/config.resolved.yaml").read_text() == recipe

@@ -7,6 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlcore.cli.main import main
+
 
 @pytest.fixture
 def checkpoint(world, materials):
@@ -133,3 +135,21 @@ def test_every_problem_of_a_recipe_is_said_at_once(refused):
         "data.path",
         overrides=["rollout.temprature=1", "optimizer.lr=fast", "parallel.tp=3", "data.path=nothing.jsonl"],
     )
+
+
+@pytest.mark.parametrize("key", ["model.load", "algorithm.kl.reference"])
+def test_a_torn_checkpoint_beside_the_models_own_is_named(world, refused, key):
+    torn = world.folder / "torn"
+    torn.mkdir()
+    (torn / "metadata.json").write_text("{")
+    overrides = [f"{key}={torn}", "algorithm.kl.loss_coefficient=0.1"]
+    refused(f"{torn}: is damaged: metadata.json cannot be read", overrides=overrides)
+
+
+def test_an_evaluation_of_truncated_weights_leaves_nothing(world, checkpoint, capsys):
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    out = world.folder / "samples"
+    assert main(["eval", str(world.recipe), "--checkpoint", str(checkpoint), "--out", str(out)]) == 1
+    assert "model.safetensors: is truncated or damaged" in capsys.readouterr().err
+    assert not out.exists()
