@@ -6,6 +6,7 @@ generated meanwhile for the next steps is the pipeline's business.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -102,7 +103,7 @@ class Grpo:
         samples = [sample for group in rollout.groups for sample in group]
         if self._recipe.telemetry.save_rollouts:
             write_samples(session.folder.paths.rollouts, TRAINING, step, samples)
-        with session.timer("handover"):
+        with self._handover():
             await self._turns.to_training()
         with session.timer("train"):
             trained = await pipeline.train(partial(self._train, samples))
@@ -168,7 +169,7 @@ class Grpo:
             return
         engine, version = self._actors.engine, self._session.done
         with self._session.timer("sync"):
-            with self._session.timer("handover"):
+            with self._handover():
                 await self._turns.to_sync()
             # Requests that run have their past computed anew: a token's log-prob is of its version alone.
             await engine.pause("retract")
@@ -180,8 +181,11 @@ class Grpo:
         self._engine_is_fresh = True
 
     async def _wake(self) -> None:
-        with self._session.timer("handover"):
+        with self._handover():
             await self._turns.to_generation()
+
+    def _handover(self) -> AbstractContextManager[None]:
+        return self._session.timer("handover") if self._turns.are_taken else nullcontext()
 
     async def _evaluate(self) -> None:
         session = self._session

@@ -28,6 +28,11 @@ class Turns:
         self._engine_sleeps = False
         self.metrics: dict[str, float] = {}
 
+    @property
+    def are_taken(self) -> bool:
+        """Whether any memory changes hands."""
+        return self._trainer_leaves or self._engine_leaves
+
     async def to_training(self) -> None:
         """Have all of the trainer in memory, once nothing of the engine is."""
         await self._put_engine_to_sleep()
