@@ -136,6 +136,10 @@ class Trainer:
         """Optimizer steps taken, those before a resume included."""
         return 0 if self.state is None else int(self.state.schedule.num_steps)
 
+    def device_name(self) -> str:
+        """The GPU of this rank as its driver calls it; empty on a CPU."""
+        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else ""
+
     def prepare_optimizer(self, settings: Optimizer, total_steps: int) -> None:
         """Make gradient buffers, optimizer and schedule, whose decay ends at `total_steps` unless set."""
         self.state = TrainingState(
@@ -195,6 +199,9 @@ class Trainer:
             return {**bad.metrics, **rates, "skipped": 1.0}
         self._enter("optimizer step")
         state.step(metrics["grad_norm"])
+        if self._device.type == "cuda":
+            # Or what is timed next would be charged with it.
+            torch.cuda.synchronize(self._device)
         return {**metrics, **rates, "skipped": 0.0}
 
     def backward(self, samples: Sequence[TrainSample], objective: Objective) -> dict[str, float]:
