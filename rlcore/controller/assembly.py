@@ -8,6 +8,7 @@ from rlcore.config.schema import Optimizer
 from rlcore.controller.policy import Policy
 from rlcore.controller.preparation import Prepared
 from rlcore.controller.site import Site
+from rlcore.controller.throughput import Throughput, peak_tflops
 from rlcore.controller.trainer_group import trainer_group
 from rlcore.controller.trainer_job import TrainerJob
 from rlcore.protocols import SamplingFilter
@@ -38,7 +39,8 @@ def running_policy(
     )
     group = trainer_group(job, ranks, site, quiet)
     try:
-        yield Policy(group)
+        peak = peak_tflops(group.call("device_name")[0], recipe.model.dtype)
+        yield Policy(group, Throughput(prepared.model.spec.flops, ranks, peak))
     finally:
         group.close()
 

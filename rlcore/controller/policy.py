@@ -1,11 +1,13 @@
 """Policy: the model in training as the loops use it, on however many ranks it is spread."""
 
 import asyncio
+import time
 from collections.abc import Coroutine, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlcore.cluster.group import WorkerGroup
+from rlcore.controller.throughput import Throughput
 from rlcore.data.train_sample import TrainSample
 
 if TYPE_CHECKING:
@@ -20,10 +22,14 @@ _LOOK_SECONDS = 1.0
 
 
 class Policy:
-    """Calls the trainers of a worker group as one; see `rlcore.trainer.trainer.Trainer` for what they do."""
+    """Calls the trainers of a worker group as one; see `rlcore.trainer.trainer.Trainer` for what they do.
 
-    def __init__(self, group: WorkerGroup) -> None:
+    With `throughput`, steps report that too.
+    """
+
+    def __init__(self, group: WorkerGroup, throughput: Throughput | None = None) -> None:
         self.group = group
+        self._throughput = throughput
 
     @property
     def alive(self) -> bool:
@@ -52,8 +58,12 @@ class Policy:
 
     def train_step(self, samples: Sequence[TrainSample], objective: "Objective") -> dict[str, float]:
         """Take one optimizer step on the whole step's samples; return its metrics."""
+        started = time.perf_counter()
         metrics: dict[str, float] = self.group.call("train_step", samples, objective)[0]
-        return metrics
+        if self._throughput is None:
+            return metrics
+        lengths = [len(sample.tokens) for sample in samples]
+        return metrics | self._throughput.metrics(lengths, time.perf_counter() - started)
 
     def release(self, *kinds: str) -> int:
         """Have these kinds of memory given up; see `rlcore.trainer.offload`, which the trainer then has to be.

@@ -42,6 +42,8 @@ CURVES: dict[str, dict[str, Any]] = {
     "grad_norm": {"title": "Gradient norm", "note": "before clipping"},
     "lr": {"title": "Learning rate", "smooth": False},
     "tokens/per_second": {"title": "Throughput", "note": "tokens per second"},
+    "perf/tflops_per_gpu": {"title": "Training", "note": "TFLOP/s of a GPU"},
+    "perf/mfu": {"title": "MFU", "note": "share of the GPU's peak", "text": percent},
 }
 SHOWN_ELSEWHERE = re.compile(
     r"attempt$|step$|time$|time/|eval/.*/pass@|rollout/groups_dropped/|logprob_gap/|reward/.*/mean$"

@@ -59,7 +59,7 @@ WORLDS = {
 }
 PROMPTS, STALENESS = 4, 2
 # What a clock or a scale measured.
-MEASURED = ("time", "tokens/per_second", "memory/", "sync/", "attempt")
+MEASURED = ("time", "tokens/per_second", "perf/", "memory/", "sync/", "attempt")
 PHASES = ("rollout", "training", "save")
 PATIENCE = 120.0
 NOTHING = (0, 0)

@@ -48,7 +48,7 @@ class World:
     def rows(self, name):
         """The metrics of a run without what a clock or a scale measured."""
         rows = read_metrics(self.folder / name / "metrics.jsonl")
-        measured = ("time", "tokens/per_second", "memory/", "sync/", "attempt")
+        measured = ("time", "tokens/per_second", "perf/", "memory/", "sync/", "attempt")
         return [{key: row[key] for key in row if not key.startswith(measured)} for row in rows]
 
 

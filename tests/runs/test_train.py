@@ -3,7 +3,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from rlcore.telemetry.metrics import read_metrics
+from rlcore.telemetry.metrics import read_metrics, values
 
 
 def weights(run):
@@ -20,6 +20,9 @@ def test_a_run_leaves_all_that_is_promised(world):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["model"] == "glm4"
     assert summary["max_logprob_gap"] <= 1e-5
+    rates = values(read_metrics(run / "metrics.jsonl"), "perf/tflops_per_gpu")
+    assert len(rates) == 3
+    assert min(rates) > 0
 
 
 def test_engine_and_trainer_agree_on_log_probs_at_every_step(world):
