@@ -19,20 +19,23 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from rlcore.models.context_parallel import ContextSplit, Piece, gather_rows, pad
+from rlcore.models.shared_rows import SharedRows
 
 
 @dataclass
 class PackedSequences(PackedSeqParams):
     """Megatron's packed sequences that remember their lengths on the host, so that no layer asks a device.
 
-    `padding_1s` marks this rank's tokens that are padding, bool [1, s]; None where none is. `shared` is what
-    layers tell whoever runs them; `carried` what they leave for later ones, and for themselves when they are
-    recomputed, in the same pass.
+    `padding_1s` marks this rank's tokens that are padding, bool [1, s]; None where none is. `rows` says which
+    tokens share a row, None where each has its own: lengths and offsets count tokens, hidden states have rows.
+    `shared` is what layers tell whoever runs them; `carried` what they leave for later ones, and for themselves
+    when they are recomputed, in the same pass.
     """
 
     lengths: tuple[int, ...] = ()
     cp: ContextSplit = field(default_factory=ContextSplit)
     padding_1s: Tensor | None = None
+    rows: SharedRows | None = None
     shared: dict[str, Any] = field(default_factory=dict)
     carried: dict[str, Any] = field(default_factory=dict)
 
@@ -45,10 +48,12 @@ class PackedSequences(PackedSeqParams):
         *,
         tokens: int = 0,
         filler: bool = False,
+        rows: SharedRows | None = None,
     ) -> "PackedSequences":
         """Describe sequences of these lengths (tokens, all positive) laid end to end, and padded as `cp` asks.
 
-        More padding makes them `tokens` at least. All of a `filler` is padding.
+        More padding makes them `tokens` at least. All of a `filler` is padding. `rows`, of the sequences before
+        padding, do not go with context parallelism.
 
         All that is told of them is about the whole on all context-parallel ranks, padding included: attention
         takes padding for the end of its sequence, where the causal mask hides it. max_seqlen is the longest
@@ -56,12 +61,15 @@ class PackedSequences(PackedSeqParams):
         sequences instead of starting each at 0, without an error.
         """
         cp = cp or ContextSplit()
-        real, lengths = lengths, cp.padded(lengths, tokens)
+        real, lengths = lengths, cp.padded(lengths, tokens, absent=rows.absent if rows else 0)
         real_w = pad(torch.full((sum(real),), not filler), real, lengths)
-        real_s = cp.split(real_w, lengths)
+        real_s, position_s = cp.split(real_w, lengths), cp.positions(lengths)
+        if rows:
+            rows = rows.padded(sum(lengths))
+            real_s, position_s = rows.once(real_s), rows.once(position_s)
         offsets = torch.tensor([0, *lengths], device=device).cumsum(0, dtype=torch.int32)
         # Megatron hands the offsets, and nothing else of these, to what rotates queries and keys.
-        offsets.position_t = cp.positions(lengths).to(offsets.device)
+        offsets.position_t = position_s.to(offsets.device)
         # TransformerEngine asks for them where ranks share sequences.
         padded_offsets = offsets if cp.size > 1 else None
         longest = max(lengths)
@@ -76,6 +84,7 @@ class PackedSequences(PackedSeqParams):
             lengths=lengths,
             cp=cp,
             padding_1s=None if real_w.all() else ~real_s[None].to(offsets.device),
+            rows=rows and rows.to(offsets.device),
         )
 
     def for_one_pass(self) -> "PackedSequences":
@@ -184,6 +193,9 @@ class PackedAttention(MegatronModule):
         """Attend within each sequence. t tokens, h query heads, g key heads, d widths; returns [t, h * d]."""
         if packed_seq_params.cp.size > 1:
             return self._attend_to_all_ranks(query_thd, key_tgd, value_tgd, packed_seq_params)
+        rows = packed_seq_params.rows
+        if rows:
+            query_thd, key_tgd, value_tgd = (rows.spread(x) for x in (query_thd, key_tgd, value_tgd))
         padding = packed_seq_params.padding
         sizes = [count * length for count, length in padding.shapes]
         batches = zip(
@@ -192,7 +204,8 @@ class PackedAttention(MegatronModule):
             strict=True,
         )
         out_se = torch.cat([self._attend(shape, *qkv) for shape, *qkv in batches])
-        return out_se if padding.slot_t is None else out_se.index_select(0, padding.slot_t)
+        out_te = out_se if padding.slot_t is None else out_se.index_select(0, padding.slot_t)
+        return rows.once(out_te) if rows else out_te
 
     def _attend(self, shape: tuple[int, int], query_shd: Tensor, key_sgd: Tensor, value_sgd: Tensor) -> Tensor:
         """Attend in one padded batch. Padding stands to the right, where the causal mask hides it."""

@@ -25,7 +25,7 @@ from rlcore.models.mtp import mtp_block
 from rlcore.models.router import route_packed, tell_padding
 from rlcore.models.spec import ModelSpec
 
-__all__ = ["build_model", "padded_vocab_size", "transformer_config"]
+__all__ = ["build_model", "padded_vocab_size", "shares_prompts", "transformer_config"]
 
 
 def padded_vocab_size(vocab_size: int, tensor_parallel: int) -> int:
@@ -72,9 +72,23 @@ def _stage(spec: ModelSpec, config: TransformerConfig, vp_stage: int | None) -> 
     return stage
 
 
+def shares_prompts(spec: ModelSpec, config: TransformerConfig) -> bool:
+    """Whether samples may share the rows of their prompt (`rlcore.models.shared_rows`).
+
+    TransformerEngine's attention has no means for it. MTP layers and context-parallel ranks take each token's
+    row for that of its place.
+    """
+    whole = config.context_parallel_size == 1 and not config.mtp_num_layers
+    return spec.shares_prompts and whole and _usual_attention() is PackedAttention
+
+
+def _usual_attention() -> type:
+    return gpt_layer_specs.TESpecProvider().core_attention()
+
+
 def _attend_in_plain_torch(layers: Iterable[ModuleSpec]) -> None:
     """Replace the usual core attention: TransformerEngine's knows no context-parallel layout but zigzag."""
-    usual = gpt_layer_specs.TESpecProvider().core_attention()
+    usual = _usual_attention()
     for layer in layers:
         parts = layer.submodules.self_attention.submodules
         if getattr(parts, "core_attention", None) is usual:

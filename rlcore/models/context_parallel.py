@@ -52,16 +52,16 @@ class ContextSplit:
         """Pieces of a sequence; its length must be a multiple."""
         return self.size * len(self._own(self.rank))
 
-    def padded(self, lengths: Sequence[int], tokens: int = 0) -> tuple[int, ...]:
+    def padded(self, lengths: Sequence[int], tokens: int = 0, *, absent: int = 0) -> tuple[int, ...]:
         """Lengths with padding at each sequence's end; one more sequence, if needed, is padding altogether.
 
-        They sum to `tokens` at least.
+        They sum to `tokens` at least. `absent` tokens have no row of their own: the others are what is padded.
         """
         padded = [-(-length // self.cuts) * self.cuts for length in lengths]
         # A multiple of `cuts` too, so that what is missing can be cut.
         unit = self.cuts * self.multiple
         total = max(sum(padded), tokens)
-        missing = total + -total % unit - sum(padded)
+        missing = total + (absent - total) % unit - sum(padded)
         return (*padded, missing) if missing else tuple(padded)
 
     def pieces(self, lengths: Sequence[int]) -> list[Piece]:

@@ -61,6 +61,9 @@ class ModelSpec:
     which the local engine alone calls after that, is for attention that has more to cache than keys and
     values: it makes it do so in the engine's slots (`rlcore.rollout.local_cache`).
 
+    `shares_prompts` says that nothing but the usual core attention looks from one token to another, or counts
+    tokens, so that in training the samples of a prompt may share its rows.
+
     A family with options of its own says which, and describes itself anew with those that a recipe chose.
     """
 
@@ -75,6 +78,7 @@ class ModelSpec:
     cp_layout: Literal["zigzag", "contiguous"] = "zigzag"
     latent_attention: bool = False
     tied_embeddings: bool = False
+    shares_prompts: bool = False
     mtp_layers: tuple[LayerInfo, ...] = ()
     mtp_layer_spec: "Callable[[TransformerConfig], ModuleSpec] | None" = None
     mend_transformers: "Callable[[PreTrainedModel], None]" = lambda model: None

@@ -1,7 +1,8 @@
 """Micro-batches: training samples packed end to end, as tensors.
 
-Axes: s packed tokens of this context-parallel rank (prompts, responses and padding), t response tokens of all
-samples, on every rank alike, l those of them that this rank scores, n samples.
+Axes: s rows of this context-parallel rank (packed tokens of prompts, responses and padding; those of a shared
+prompt once), t response tokens of all samples, on every rank alike, l those of them that this rank scores, n
+samples.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from rlcore.data.train_sample import TrainSample
 from rlcore.models.attention import PackedSequences
 from rlcore.models.context_parallel import ContextSplit, pad
 from rlcore.models.selections import SELECTIONS
+from rlcore.models.shared_rows import SharedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +77,18 @@ def micro_batch(
     *,
     tokens: int = 0,
     filler: bool = False,
+    share_prompts: bool = False,
 ) -> MicroBatch:
     """Pack samples, by index. `weights` are each sample's shares [t] in the loss, by default zero.
 
     `cp` says what this rank has of their tokens, by default all. Padding makes those of all ranks `tokens` at
-    least; all that a `filler` has is padding.
+    least; all that a `filler` has is padding. `share_prompts` lets samples of equal prompts share their rows.
     """
     members = [samples[i] for i in indices]
     lengths = [len(sample.tokens) for sample in members]
     responses = torch.tensor([sample.response_length for sample in members])
-    sequences = PackedSequences.of(lengths, device, cp, tokens=tokens, filler=filler)
+    rows = _shared_rows(members, lengths) if share_prompts else None
+    sequences = PackedSequences.of(lengths, device, cp, tokens=tokens, filler=filler, rows=rows)
     starts = torch.tensor([0, *sequences.lengths]).cumsum(0)[: len(members)]
     prompt_lengths = torch.tensor([sample.prompt_length for sample in members])
     # Response token j of a sample stands at start + prompt + j; the hidden state one place before predicts it.
@@ -92,7 +96,11 @@ def micro_batch(
     predict_t = torch.arange(int(responses.sum())) + offsets.repeat_interleave(responses)
     ids = [np.asarray(sample.tokens, dtype=np.int64) for sample in members]
     tokens_w = pad(torch.from_numpy(np.concatenate(ids)), lengths, sequences.lengths)
+    tokens_s = sequences.cp.split(tokens_w, sequences.lengths).to(device)
     local_l, predict_l = sequences.cp.local(predict_t, sequences.lengths)
+    predict_l = predict_l.to(device)
+    if sequences.rows:
+        tokens_s, predict_l = sequences.rows.once(tokens_s), sequences.rows.row_w[predict_l]
     weight_t = torch.cat([weights[i] for i in indices]) if weights else torch.zeros(len(predict_t))
     selections_t = _joined(members, lambda sample: sample.selections, device, np.int64)
     if selections_t is not None:
@@ -101,8 +109,8 @@ def micro_batch(
         indices=tuple(indices),
         response_lengths=tuple(responses.tolist()),
         sequences=sequences,
-        tokens_s=sequences.cp.split(tokens_w, sequences.lengths).to(device),
-        predict_l=predict_l.to(device),
+        tokens_s=tokens_s,
+        predict_l=predict_l,
         local_l=None if local_l is None else local_l.to(device),
         predict_t=predict_t,
         past_t=predict_t - starts.repeat_interleave(responses),
@@ -117,6 +125,11 @@ def micro_batch(
         fresh_t=_joined(members, lambda sample: sample.fresh, device),
         selections_t=selections_t,
     )
+
+
+def _shared_rows(members: Sequence[TrainSample], lengths: Sequence[int]) -> SharedRows | None:
+    # Not a prompt's last token: it predicts the first of a response, and each response has rows of its own.
+    return SharedRows.of([sample.tokens[: sample.prompt_length - 1] for sample in members], lengths)
 
 
 def _joined(

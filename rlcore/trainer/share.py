@@ -42,12 +42,13 @@ def share_of(
     device: torch.device,
     cp: ContextSplit | None = None,
     equal_rounds: bool = False,
+    share_prompts: bool = False,
 ) -> Share:
     """Lay `samples`, one whole step's, out over the ranks, and make the micro-batches of this one.
 
     `weights` are each sample's shares [t] in the loss, by default zero; `cp` is this rank's share of a
-    micro-batch's tokens. With `equal_rounds`, padding gives all ranks equally many tokens at a time. All ranks
-    find the same plan.
+    micro-batch's tokens. With `equal_rounds`, padding gives all ranks equally many tokens at a time;
+    `share_prompts`, not beside it, has those of equal prompts computed once. All ranks find the same plan.
     """
     chunks = parallel_state.get_virtual_pipeline_model_parallel_world_size()
     (step,) = schedule(
@@ -66,7 +67,16 @@ def share_of(
     groups = step.ranks[parallel_state.get_data_parallel_rank()]
     tokens = _longest(step, samples, cp or ContextSplit()) if equal_rounds else [0] * len(groups)
     batches = [
-        micro_batch(samples, group or (filler,), device, weights, cp, tokens=least, filler=not group)
+        micro_batch(
+            samples,
+            group or (filler,),
+            device,
+            weights,
+            cp,
+            tokens=least,
+            filler=not group,
+            share_prompts=share_prompts,
+        )
         for group, least in zip(groups, tokens, strict=True)
     ]
     return Share(batches, step, fillers_from=filler)

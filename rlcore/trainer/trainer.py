@@ -24,7 +24,7 @@ from rlcore.bridge.table import WeightBridge
 from rlcore.config.schema import MTP, BadSteps, Model, Optimizer, Parallel, Recompute
 from rlcore.data.train_sample import TrainSample, check_samples
 from rlcore.errors import Problem
-from rlcore.models.build import build_model, transformer_config
+from rlcore.models.build import build_model, shares_prompts, transformer_config
 from rlcore.models.config import gathers_tokens
 from rlcore.models.context_parallel import ContextSplit
 from rlcore.models.forward import forward_hidden
@@ -106,6 +106,7 @@ class Trainer:
         )
         self._bridge = bridge
         self._cost = spec.flops
+        self._share_prompts = shares_prompts(spec, self._config)
         self._enter = enter
         self._seed = seed
         self._max_tokens = max_tokens_per_gpu
@@ -303,6 +304,7 @@ class Trainer:
             device=self._device,
             cp=self._context,
             equal_rounds=gathers_tokens(self._config),
+            share_prompts=self._share_prompts,
         )
 
     def _run(

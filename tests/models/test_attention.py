@@ -5,14 +5,15 @@ from hypothesis import strategies as st
 
 from rlcore.models.attention import PackedAttention, PackedSequences
 from rlcore.models.context_parallel import ContextSplit
+from rlcore.models.shared_rows import SharedRows
 
 
-def attention(query, key, value, lengths, cp=None):
+def attention(query, key, value, lengths, cp=None, rows=None):
     layer = object.__new__(PackedAttention)
     torch.nn.Module.__init__(layer)
     layer.softmax_scale = None
     layer.cp_group = None
-    return layer(query, key, value, packed_seq_params=PackedSequences.of(lengths, cp=cp))
+    return layer(query, key, value, packed_seq_params=PackedSequences.of(lengths, cp=cp, rows=rows))
 
 
 def plain_attention(query_thd, key_tgd, value_tgd, lengths):
@@ -53,6 +54,21 @@ def test_output_and_gradients_are_those_of_the_formula(lengths, groups, per_grou
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [[6, 6, 6], [40, 6, 90]])
+def test_sequences_that_share_rows_attend_as_if_each_had_its_own(lengths):
+    rows = SharedRows.of([[1, 2, 3, 4, 5]] * 3, lengths)
+    shared = random_qkv(len(rows.first_u), 4, 2, 8, 4)
+    out_te = attention(*shared, lengths, rows=rows)
+    own_te = attention(*map(rows.spread, shared), lengths)
+    torch.testing.assert_close(out_te, rows.once(own_te), rtol=0, atol=0)
+    for ours, whole in zip(
+        torch.autograd.grad(rows.spread(out_te).sum(), shared),
+        torch.autograd.grad(own_te.sum(), shared),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, whole)
 
 
 def test_sequences_of_like_length_share_a_call():

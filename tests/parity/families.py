@@ -26,6 +26,19 @@ PACKED: Lengths = ((3, 9), (5, 28), (7, 16), (2, 51), (11, 6), (4, 37), (6, 13),
 ONE_SEQUENCE: Lengths = ((31, 372),)
 # Every token of it chooses among keys in every layer: the fewer there are, the rarer are near-ties.
 SHORT_SEQUENCE: Lengths = ((31, 152),)
+# Prompts of equal length are one prompt, which micro-batches of several of its samples have once.
+GROUPED: Lengths = (
+    (12, 9),
+    (12, 28),
+    (12, 16),
+    (17, 11),
+    (12, 6),
+    (17, 37),
+    (17, 13),
+    (1, 22),
+    (17, 34),
+    (12, 20),
+)
 
 GLM4: Mapping[str, Any] = {
     "model_type": "glm4",
@@ -117,6 +130,8 @@ class Layout:
             return f"{self.name} {self.dispatcher}"
         samples = "packed" if len(self.lengths) > 1 else "one sequence"
         again = ", recomputed" if self.recompute else ""
+        if self.lengths == GROUPED:
+            return f"{self.name} shared prompts{again}"
         return f"{self.name} {samples}, {self.cp}" if self.cp else f"{self.name}{again}"
 
     @property
@@ -165,6 +180,8 @@ DENSE = (
     Layout("TP2xPP2"),
     Layout("TP2xCP2xDP2"),
     Layout("PP2xCP2xDP2"),
+    *(Layout(name, GROUPED) for name in ("TP2", "PP2", "DP2", "CP2", "TP2xPP2")),
+    Layout("PP2xVPP2", GROUPED, recompute=True),
 )
 GATHERED = (
     Layout("EP2", dispatcher="allgather"),

@@ -6,7 +6,7 @@ One process takes the reference gradients; later launches compare theirs with th
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from rlcore.bridge.safetensors_io import write_folder
 from rlcore.config.schema import MTP, Algorithm, Model, Optimizer, Parallel, Recompute
 from rlcore.data.train_sample import TrainSample
 from rlcore.models.build import build_model, transformer_config
+from rlcore.models.spec import ModelSpec
 from rlcore.trainer.objectives import PolicyObjective
 from rlcore.trainer.setup import initialize
 from rlcore.trainer.trainer import Trainer
@@ -77,7 +78,8 @@ def take_reference(folder: Path, family: Family, lengths: Lengths) -> None:
         write_random(checkpoint, family, layout)
     with ExitStack() as watching:
         margins = [watching.enter_context(watch()) for watch in family.margins]
-        measured = _measure(folder, family, layout)
+        spec = replace(family.spec(layout), shares_prompts=False)
+        measured = _measure(folder, family, layout, spec)
     smallest = min(chain([1.0], *margins))
     assert smallest > SMALLEST_MARGIN, f"{family.name}: a choice is a near-tie, {smallest:.0e}"
     torch.save(asdict(measured), _reference(folder, family, lengths))
@@ -87,7 +89,7 @@ def compare(folder: Path, family: Family, layout: Layout) -> Outcome | None:
     """On every rank of the layout: measure it; rank 0 says how it differs from the reference."""
     start = time.monotonic()
     initialize(layout.parallel, SEED)
-    measured = _measure(folder, family, layout)
+    measured = _measure(folder, family, layout, family.spec(layout))
     if dist.get_rank():
         return None
     reference = Measured(**torch.load(_reference(folder, family, layout.lengths)))
@@ -112,8 +114,7 @@ def _reference(folder: Path, family: Family, lengths: Lengths) -> Path:
     return folder / f"{family.name} {sum(map(sum, lengths))} tokens.pt"
 
 
-def _measure(folder: Path, family: Family, layout: Layout) -> Measured:
-    spec = family.spec(layout)
+def _measure(folder: Path, family: Family, layout: Layout, spec: ModelSpec) -> Measured:
     checkpoint = checkpoint_of(folder, family)
     bridge = family.make_bridge(spec)
     trainer = Trainer(
@@ -135,15 +136,20 @@ def _measure(folder: Path, family: Family, layout: Layout) -> Measured:
 
 
 def samples_of(lengths: Lengths, vocab_size: int) -> list[TrainSample]:
+    """Random samples; equally long prompts are the same."""
     generator = torch.Generator().manual_seed(SEED)
-    return [_sample(prompt, response, vocab_size, generator) for prompt, response in lengths]
+    prompts: dict[int, list[int]] = {}
+    return [_sample(prompt, response, vocab_size, generator, prompts) for prompt, response in lengths]
 
 
-def _sample(prompt: int, response: int, vocab_size: int, generator: torch.Generator) -> TrainSample:
+def _sample(
+    prompt: int, response: int, vocab_size: int, generator: torch.Generator, prompts: dict[int, list[int]]
+) -> TrainSample:
     advantage = float(0.5 + torch.rand((), generator=generator))
+    tokens = torch.randint(vocab_size, (prompt + response,), generator=generator).tolist()
     return TrainSample(
         name=f"{prompt} and {response} tokens",
-        tokens=torch.randint(vocab_size, (prompt + response,), generator=generator).tolist(),
+        tokens=prompts.setdefault(prompt, tokens[:prompt]) + tokens[prompt:],
         prompt_length=prompt,
         loss_mask=(torch.rand(response, generator=generator) < 0.8).float().tolist(),
         advantages=[advantage] * response,

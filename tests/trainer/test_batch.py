@@ -73,3 +73,23 @@ def test_each_rank_knows_which_of_its_tokens_are_padding():
     first, second = (micro_batch(SAMPLES, [1, 0], CPU, cp=cp).sequences.padding_1s for cp in splits)
     assert (first.tolist(), second.tolist()) == ([[False] * 4], [[False, False, False, True]])
     assert micro_batch(SAMPLES, [1, 0], CPU).sequences.padding_1s is None
+
+
+SIBLINGS = [
+    TrainSample(name=name, tokens=[1, 2, 3, *response], prompt_length=3, loss_mask=[1] * len(response))
+    for name, response in (("a", [4]), ("b", [5, 6]))
+]
+
+
+def test_samples_of_a_prompt_share_all_of_it_but_its_last_token():
+    batch = micro_batch(SIBLINGS, [0, 1], CPU, share_prompts=True)
+    assert batch.tokens_s.tolist() == [1, 2, 3, 4, 3, 5, 6]
+    assert batch.sequences.position_ids.tolist() == [[0, 1, 2, 3, 2, 3, 4]]
+    assert batch.predict_l.tolist() == [2, 4, 5]
+    assert batch.targets_t.tolist() == [4, 5, 6]
+
+
+def test_rows_of_shared_prompts_are_padded():
+    batch = micro_batch(SIBLINGS, [0, 1], CPU, cp=ContextSplit(multiple=4), share_prompts=True)
+    assert batch.tokens_s.tolist() == [1, 2, 3, 4, 3, 5, 6, 0]
+    assert batch.sequences.padding_1s.tolist() == [[False] * 7 + [True]]

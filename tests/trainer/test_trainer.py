@@ -76,6 +76,23 @@ def test_loss_and_gradient_do_not_depend_on_how_samples_are_packed(make_trainer,
             assert (gradient - expected).abs().max() <= 2e-6 * expected.abs().max(), name
 
 
+def test_samples_of_one_prompt_learn_together_what_they_learn_alone(make_trainer, make_samples):
+    prompt, *others = make_samples([(20, 9), (20, 17), (20, 9), (7, 4)])
+    siblings = [dataclasses.replace(s, tokens=[*prompt.tokens[:20], *s.tokens[20:]]) for s in others[:2]]
+    samples = [prompt, *siblings, others[2]]
+    found = []
+    for cap in (1000, 1):
+        trainer = make_trainer(max_tokens_per_gpu=cap)
+        trainer.prepare_optimizer(OPTIMIZER, total_steps=10)
+        found.append((log_probs_of(trainer, samples), trainer.backward(samples, policy()), gradients(trainer)))
+    (log_probs, metrics, together), (expected, apart, alone) = found
+    torch.testing.assert_close(log_probs, expected, rtol=0, atol=5e-6)
+    assert metrics["loss"] == pytest.approx(apart["loss"], rel=1e-5)
+    assert metrics["tokens"] == apart["tokens"]
+    for name, gradient in together.items():
+        assert (gradient - alone[name]).abs().max() <= 2e-6 * alone[name].abs().max(), name
+
+
 def test_the_gradient_of_grpo_is_that_of_a_plain_implementation(checkpoint, make_trainer, make_samples):
     samples = make_samples(LENGTHS)
     samples = [dataclasses.replace(s, ref_log_probs=s.old_log_probs) for s in samples]

@@ -85,6 +85,7 @@ def glm4_spec(hf_config: Mapping[str, Any]) -> ModelSpec:
         },
         layer_specs=_layer_specs,
         tied_embeddings=bool(hf_config.get("tie_word_embeddings", False)),
+        shares_prompts=True,
     )
 
 
