@@ -72,8 +72,8 @@ class Sleeper:
         return web.json_response({"paths": {}})
 
     async def _good(self, request):
-        if request.match_info["route"] == "load":
-            self.diary.append(f"{self.name} loads")
+        if word := {"load": "loads", "pause_generation": "holds"}.get(request.match_info["route"]):
+            self.diary.append(f"{self.name} {word}")
         return web.json_response({"success": True})
 
     async def _release(self, request):
@@ -177,6 +177,7 @@ def test_each_gives_up_its_memory_before_the_other_takes_it():
         "server loads",
         "trainer gives all",
         "server takes cuda_graph kv_cache",
+        "server holds",
         "server gives cuda_graph kv_cache weights",
         "trainer takes all",
     ]
@@ -197,7 +198,13 @@ def test_a_trainer_scores_a_probe_while_servers_have_no_cache():
                 diary.append("score")
 
     asyncio.run(run())
-    assert diary == ["server gives kv_cache", "score", "trainer gives all", "server takes kv_cache"]
+    assert diary == [
+        "server holds",
+        "server gives kv_cache",
+        "score",
+        "trainer gives all",
+        "server takes kv_cache",
+    ]
 
 
 @pytest.mark.parametrize("cluster", [{"offload_train": False, "offload_rollout": False}, {}])
@@ -214,7 +221,7 @@ def test_nothing_moves_where_engines_generate_meanwhile_or_memory_stays(cluster)
                 pass
 
     asyncio.run(run())
-    assert diary == ["server loads"]
+    assert diary == ["server holds", "server loads"]
 
 
 def test_a_server_that_ends_while_others_sleep_starts_when_there_is_memory_and_takes_back_nothing():
@@ -246,6 +253,7 @@ def test_a_server_that_ends_while_others_sleep_starts_when_there_is_memory_and_t
         "lost takes weights",
         "lost loads",
         "lost takes cuda_graph kv_cache",
+        "lost holds",
         "lost gives cuda_graph kv_cache weights",
     ]
     assert diary.index("steady takes cuda_graph kv_cache") < diary.index("lost starts")

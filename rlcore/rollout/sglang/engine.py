@@ -213,12 +213,15 @@ class SGLangEngine:
 
     @asynccontextmanager
     async def without_cache(self) -> AsyncIterator[None]:
-        """Have the memory of caches, and what is in them, given up for a while; nothing may be running."""
+        """Have caches, and what is in them, given up for a while, in which nothing is generated."""
+        # A server that has just answered may still compute a token more, unless it is held.
+        await self.pause("retract")
         await self._release("kv_cache")
         try:
             yield
         finally:
             await self._occupy("kv_cache")
+            await self.resume()
 
     async def health(self) -> Health:
         """All workers together. Raises RlcoreError if none is left."""
