@@ -1,20 +1,26 @@
 """Weights of a bf16 model through shared memory to a process that copies them, against memcpy, in one run.
 
-    python tests/benchmarks/bench_sync.py [--gb 1] [--bucket-mib 128] [--repeats 7] [--threads 1]
+    python tests/benchmarks/bench_sync.py [--gb 1] [--bucket-mib 128] [--repeats 7] [--threads 1] [--python P]
 
 Bridge and transport are those of a sync: Megatron's parameters under hub names, laid into shared memory that
 is kept, opened and copied by a receiver; `threads` on each side. memcpy copies as many bytes once. Prints JSON:
 GB/s of both (the best of alternating repeats), the ratio with as many threads as both sides have together and
 as one has, GB/s of the first sync, for which memory is new, and GB/s where every sync has new memory.
+
+P is an interpreter with sglang: a server of the same model on the CPU then gets the weights, too. `sglang_sync`
+is GB/s of that whole sync, `sglang_pack` of the trainer's part, `sglang_load` of the server's.
 """
 
 import argparse
+import asyncio
 import base64
 import json
 import pickle
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +29,18 @@ from rlcore_glm4.bridge import glm4_bridge
 from rlcore_glm4.spec import glm4_spec
 
 from rlcore.bridge.export import Exporter
-from rlcore.config.schema import Parallel, Recompute
+from rlcore.config.schema import Parallel, Recipe, Recompute
+from rlcore.config.sglang_arguments import installed_arguments
+from rlcore.controller.sync import SyncReport, sync_weights
+from rlcore.rollout.sglang.arguments import ServerPlace, server_command
+from rlcore.rollout.sglang.engine import open_engine
+from rlcore.rollout.sglang.server import ServerProcess, free_port
+from rlcore.rollout.sglang.updates import TensorTransport, served_updates
 from rlcore.sync.buckets import buckets
 from rlcore.sync.outbox import Outbox
-from rlcore.sync.parcel import Packing
+from rlcore.sync.parcel import Packing, Parcel
+from rlcore.telemetry.log_files import LogFolder
+from rlcore.testing.tiny import tiny_tokenizer
 from rlcore.trainer.setup import process_groups
 
 MIB = 2**20
@@ -131,7 +145,56 @@ def measure(options: argparse.Namespace, pipe: Connection) -> dict[str, float]:
             times[name].append(seconds(work))
     speeds = {name: nbytes / 1e9 / min(found) for name, found in times.items()}
     ratios = {f"ratio_{part}": speeds["sync"] / speeds[f"memcpy_{part}"] for part in ("both", "one")}
-    return {"gb": nbytes / 1e9, "first_sync": nbytes / 1e9 / first, **speeds, **ratios}
+    served = measure_sglang(exporter, spec.hf_config, options) if options.python else {}
+    return {"gb": nbytes / 1e9, "first_sync": nbytes / 1e9 / first, **speeds, **ratios, **served}
+
+
+class Packer:
+    """What a sync asks of a policy, in this process."""
+
+    def __init__(self, exporter: Exporter) -> None:
+        self._exporter = exporter
+        self._outbox = Outbox(CPU)
+
+    def weights(self, most_bytes: int, packing: Packing) -> Iterator[Parcel]:
+        self._outbox.open(packing, most_bytes)
+        return (self._outbox.pack(bucket) for bucket in buckets(self._exporter, most_bytes))
+
+
+async def sync_to_sglang(
+    server: ServerProcess, exporter: Exporter, options: argparse.Namespace
+) -> list[SyncReport]:
+    await server.wait_healthy()
+    transport = served_updates(TensorTransport())
+    engine = await open_engine([server.url], transport, vocab_size=CONFIG["vocab_size"])
+    packer, versions = Packer(exporter), range(1, options.repeats + 2)
+    reports = [await sync_weights(engine, packer, version, options.bucket_mib) for version in versions]
+    await engine.close()
+    # The first has new memory.
+    return reports[1:]
+
+
+def measure_sglang(exporter: Exporter, config: dict[str, Any], options: argparse.Namespace) -> dict[str, float]:
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(config | {"architectures": ["Glm4ForCausalLM"]}))
+        tiny_tokenizer(Path(folder), chat_template="", special_tokens=["<e>"], eos_token="<e>")
+        args = {"load_format": "dummy", "max_total_tokens": 4096, "skip_server_warmup": True}
+        sglang = {"python": options.python, "args": args}
+        recipe = Recipe(model={"checkpoint": folder, "dtype": "bfloat16"}, rollout={"sglang": sglang})
+        place, known = ServerPlace("127.0.0.1", free_port()), installed_arguments(options.python)
+        log = LogFolder(Path(folder)).file("server.log")
+        server = ServerProcess(server_command(recipe, folder, place, known), log)
+        try:
+            reports = asyncio.run(sync_to_sglang(server, exporter, options))
+        finally:
+            server.stop()
+    gb = reports[0].nbytes / 1e9
+    return {
+        "sglang_sync": gb / min(one.seconds for one in reports),
+        "sglang_pack": gb / min(one.pack_seconds for one in reports),
+        "sglang_load": gb / min(one.load_seconds for one in reports),
+    }
 
 
 def main() -> None:
@@ -140,6 +203,7 @@ def main() -> None:
     parser.add_argument("--bucket-mib", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--python", type=Path)
     options = parser.parse_args()
     context = mp.get_context("spawn")
     pipe, theirs = context.Pipe()
