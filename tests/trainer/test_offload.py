@@ -12,6 +12,7 @@ from rlcore_glm4.plugin import glm4_spec
 
 from rlcore.algorithms.losses import ClipOptions, clip
 from rlcore.config.schema import Algorithm, Model, Optimizer, Recipe
+from rlcore.errors import RlcoreError
 from rlcore.layout.memory import held as planned
 from rlcore.layout.model import Placed
 from rlcore.layout.plan import layout_of
@@ -126,6 +127,18 @@ def test_a_reference_policy_scores_while_states_are_away(parked, make_samples):
     again = parked.reference_log_probs(samples)
     assert all(again[index].equal(first[index]) for index in first)
     assert held(parked)["moments"] == 0
+
+
+def test_memory_that_others_still_have_is_missed_in_a_plain_sentence(parked, monkeypatch):
+    def refuse(kind):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nDetails")
+
+    parked.release()
+    monkeypatch.setattr(parked, "_bring_back", refuse)
+    with pytest.raises(RlcoreError, match="no room for the trainer's weights: CUDA out .* 2 GiB") as caught:
+        parked.occupy()
+    assert caught.value.problems[0].remedy == "a lower mem_fraction_static"
+    assert "Details" not in str(caught.value)
 
 
 def test_host_memory_is_used_again(parked, make_samples):
