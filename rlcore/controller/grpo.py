@@ -19,7 +19,7 @@ from rlcore.controller.pipeline import Pipeline, make_pipeline
 from rlcore.controller.policy import Policy
 from rlcore.controller.selection import AlgorithmPlugins
 from rlcore.controller.session import Session
-from rlcore.controller.sync import sync_weights
+from rlcore.controller.sync import sync_weights, with_those_left
 from rlcore.controller.turns import Turns
 from rlcore.controller.verification import Verifier
 from rlcore.data.prompts import PromptSource
@@ -99,7 +99,7 @@ class Grpo:
     async def _step(self, pipeline: Pipeline) -> None:
         session, step = self._session, self._session.done + 1
         with session.timer("rollout"):
-            rollout = await self._actors.policy.beside(pipeline.take(step))
+            rollout = await self._actors.policy.beside(pipeline.take(step), self._supply)
         samples = [sample for group in rollout.groups for sample in group]
         if self._recipe.telemetry.save_rollouts:
             write_samples(session.folder.paths.rollouts, TRAINING, step, samples)
@@ -165,20 +165,30 @@ class Grpo:
 
     async def _sync(self) -> None:
         """Give the engine the trainer's weights, unless it has them."""
-        if self._engine_is_fresh:
+        if self._engine_is_fresh and not self._actors.engine.needs_weights:
             return
-        engine, version = self._actors.engine, self._session.done
+        self._engine_is_fresh = False
         with self._session.timer("sync"):
-            with self._handover():
-                await self._turns.to_sync()
-            # Requests that run have their past computed anew: a token's log-prob is of its version alone.
-            await engine.pause("retract")
-            try:
-                report = await sync_weights(engine, self._actors.policy, version, self._recipe.sync.bucket_mib)
-            finally:
-                await self._wake()
-            self._synced = {**report.metrics, **await self._verifier.check(engine, version)}
+            what = f"sync of weights {self._session.done}"
+            self._synced = await with_those_left(self._give_weights, what)
         self._engine_is_fresh = True
+
+    async def _give_weights(self) -> dict[str, float]:
+        engine, policy, version = self._actors.engine, self._actors.policy, self._session.done
+        with self._handover():
+            await self._turns.to_sync()
+        # Requests that run have their past computed anew: a token's log-prob is of its version alone.
+        await engine.pause("retract")
+        try:
+            report = await sync_weights(engine, policy, version, self._recipe.sync.bucket_mib)
+        finally:
+            await self._wake()
+        return {**report.metrics, **await self._verifier.check(engine, version)}
+
+    async def _supply(self) -> None:
+        """Should an engine that had the weights lose all its servers, give them to those that come instead."""
+        if self._engine_is_fresh and self._actors.engine.needs_weights:
+            await self._actors.policy.beside(self._sync())
 
     async def _wake(self) -> None:
         with self._handover():
@@ -199,7 +209,7 @@ class Grpo:
                     session.done,
                     self._show(f"evaluation {problems.settings.name}"),
                 )
-                metrics = await self._actors.policy.beside(evaluating)
+                metrics = await self._actors.policy.beside(evaluating, self._supply)
             session.evaluation(metrics)
 
     def _show(self, phase: str) -> OnProgress:

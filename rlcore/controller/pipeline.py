@@ -22,6 +22,7 @@ Metrics = dict[str, float]
 T = TypeVar("T")
 # Key of a run's state under which stands what is ahead of training.
 AHEAD = "ahead"
+LOOK_SECONDS = 1.0
 
 
 class Pipeline(Protocol):
@@ -78,10 +79,10 @@ def make_pipeline(
     )
     is_whole = len(ready.groups) == settings.prompts_per_step and all(one["kept"] for one in ahead["groups"])
     if settings.mode == "one_step" and is_whole:
-        return OneStepAhead(make, source, total_steps, sync, ready)
+        return OneStepAhead(make, source, total_steps, sync, generator, ready)
     source.put_back(ready.groups)
     if settings.mode == "one_step":
-        return OneStepAhead(make, source, total_steps, sync)
+        return OneStepAhead(make, source, total_steps, sync, generator)
     return InTurn(make, source, sync)
 
 
@@ -125,21 +126,23 @@ class OneStepAhead:
         source: PromptSource,
         total_steps: int,
         sync: Callable[[], Awaitable[None]],
+        generator: Generator,
         ready: Rollout | None = None,
     ) -> None:
         self._make = make
         self._source = source
         self._total_steps = total_steps
         self._sync = sync
+        self._generator = generator
         self._ready = ready
         self._making: asyncio.Future[Rollout] | None = None
         self._before: Mapping[str, Any] = {}
 
     async def take(self, step: int) -> Rollout:
-        if self._making:
-            return self._making.result()  # it has failed
         await self._sync()
-        rollout, self._ready = self._ready or await self._make(step), None
+        # What is still being made has failed, or waits for weights.
+        rollout = await self._making if self._making else self._ready or await self._make(step)
+        self._making = self._ready = None
         if step < self._total_steps:
             self._before = self._source.state()
             self._making = asyncio.ensure_future(self._make(step + 1))
@@ -149,11 +152,16 @@ class OneStepAhead:
         return await beside_the_loop(work)
 
     async def settle(self) -> Mapping[str, Any]:
-        """See `Pipeline.settle`. Prompts of a rollout that is cancelled or fails count as never asked for."""
+        """See `Pipeline.settle`. Prompts of a rollout that is cancelled or fails count as never asked for.
+
+        So do those of one that waits for weights: the next `take` brings them, and it goes on.
+        """
         making = self._making
         if making is None:
             return self._source.state()
-        await _end(making, hurry=making.cancel)
+        await _end(making, hurry=making.cancel, unless=lambda: self._generator.is_held_up)
+        if not making.done():
+            return self._before
         if making.cancelled() or making.exception():
             self._source.restore(self._before)
             return self._before
@@ -192,9 +200,7 @@ class Continuous:
         self._sync = sync
 
     async def take(self, step: int) -> Rollout:
-        # Should the sync fail and be repeated, requests that it has cost wait until the engine is whole again.
-        with self._stream.held():
-            await self._sync()
+        await self._sync()
         version = step - 1
         steps = min(self._settings.max_staleness + 1, self._total_steps - version)
         self._stream.allow(steps * self._settings.prompts_per_step)
@@ -224,12 +230,19 @@ async def beside_the_loop(work: Callable[[], T]) -> T:
     return working.result()
 
 
-async def _end(task: "asyncio.Future[Any]", hurry: Callable[[], object] = lambda: None) -> None:
-    """Wait until a task has ended. A cancellation calls `hurry`, and is raised by the caller's next await."""
+async def _end(
+    task: "asyncio.Future[Any]",
+    hurry: Callable[[], object] = lambda: None,
+    unless: Callable[[], bool] = lambda: False,
+) -> None:
+    """Wait until a task has ended, or `unless` is true.
+
+    A cancellation calls `hurry`, and is raised by the caller's next await.
+    """
     cancelled = False
-    while not task.done():
+    while not (task.done() or unless()):
         try:
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=LOOK_SECONDS)
         except asyncio.CancelledError:
             cancelled = True
             hurry()

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,13 +36,20 @@ class Policy:
         """Whether its ranks can still be asked for anything."""
         return self.group.alive
 
-    async def beside(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await work that leaves the ranks idle; if one of them ends, end it and raise RanksLostError."""
+    async def beside(
+        self, work: Coroutine[Any, Any, T], meanwhile: Callable[[], Awaitable[None]] | None = None
+    ) -> T:
+        """Await work that leaves the ranks idle; if one of them ends, end it and raise RanksLostError.
+
+        `meanwhile` is called about every second; what it raises ends the work, too.
+        """
         task = asyncio.ensure_future(work)
         try:
             while not task.done():
                 await asyncio.wait([task], timeout=_LOOK_SECONDS)
                 self.group.check()
+                if meanwhile and not task.done():
+                    await meanwhile()
         finally:
             task.cancel()
             await asyncio.wait([task])

@@ -5,11 +5,11 @@ While an engine loads one bundle, the trainer makes the next.
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rlcore.controller.pipeline import beside_the_loop
 from rlcore.controller.policy import Policy
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
     Bundle = Mapping[str, torch.Tensor] | Parcel
 
+T = TypeVar("T")
+
 MIB = 2**20
 GB = 1e9
-# A server that is lost on the way takes the update down with it; those that are left get it again.
 ATTEMPTS = 3
 
 
@@ -60,20 +61,28 @@ class SyncReport(Sent):
 async def sync_weights(engine: Engine, policy: Policy, version: int, bucket_mib: int) -> SyncReport:
     """Give the engine the policy's weights under a version number; `bucket_mib` bounds what is under way.
 
-    Raises RlcoreError where the engine refuses them, and where they are lost again and again.
+    Raises RlcoreError where the engine refuses them, LostError where a server is lost on the way.
+    """
+    started = time.perf_counter()
+    async with engine.weight_update(version) as update:
+        sent = await send_all(policy, update, bucket_mib * MIB)
+        delivered = time.perf_counter()
+    ended = time.perf_counter()
+    sent.load_seconds += ended - delivered
+    return SyncReport(**asdict(sent), seconds=ended - started)
+
+
+async def with_those_left(attempt: Callable[[], Awaitable[T]], what: str) -> T:
+    """Do what a server that is lost on the way takes down with it; those that are left do it again.
+
+    Raises RlcoreError where they are lost again and again.
     """
     for _ in range(ATTEMPTS):
-        started = time.perf_counter()
         try:
-            async with engine.weight_update(version) as update:
-                sent = await send_all(policy, update, bucket_mib * MIB)
-                delivered = time.perf_counter()
-            ended = time.perf_counter()
-            sent.load_seconds += ended - delivered
-            return SyncReport(**asdict(sent), seconds=ended - started)
+            return await attempt()
         except LostError as error:
             lost = error
-    raise fail(f"sync of weights {version}", str(lost), "look into logs/ of the run, then resume it")
+    raise fail(what, str(lost), "look into logs/ of the run, then resume it")
 
 
 async def send_all(policy: Policy, update: WeightUpdate, most_bytes: int) -> Sent:

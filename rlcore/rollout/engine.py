@@ -111,6 +111,11 @@ class Engine(Protocol):
     @property
     def version(self) -> int: ...
 
+    @property
+    def needs_weights(self) -> bool:
+        """Whether nothing can be asked for before the next weight update, as what has been lost comes back."""
+        ...
+
     def generate(self, request: Request) -> AsyncIterator[Delta]: ...
 
     async def abort(self, ids: Sequence[str] | None = None) -> None:

@@ -73,6 +73,11 @@ class Generator:
             name=name,
         )
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether responses wait for the engine to get weights."""
+        return self._engine.needs_weights
+
     async def rollout(
         self, source: PromptSource, *, step: int = 0, on_progress: OnProgress | None = None
     ) -> Rollout:

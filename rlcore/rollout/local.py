@@ -54,6 +54,8 @@ class LocalEngine:
     temperature 1.
     """
 
+    needs_weights = False
+
     def __init__(
         self,
         checkpoint: Path,

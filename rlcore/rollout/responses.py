@@ -5,8 +5,8 @@ and explained; it never takes the others down with it.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from itertools import count
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +25,7 @@ STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.
 UNFINISHED = (Status.PENDING, Status.ABORTED)
 # Before a lost request is asked again, and twice that before the next time.
 BACKOFF_SECONDS = 0.5
+LOOK_SECONDS = 0.2
 
 
 class Responder:
@@ -60,8 +61,6 @@ class Responder:
         self._retries = retries
         self._name = name
         self._retried = 0
-        self._may_ask = asyncio.Event()
-        self._may_ask.set()
 
     async def respond(self, group: Group, sampling: Sampling, on_sample: Callable[[int], None]) -> list[str]:
         """Finish every sample of a group, in place; returns what went wrong, one line a failed sample.
@@ -77,15 +76,6 @@ class Responder:
     async def abort(self, groups: Sequence[Group]) -> None:
         """Cut these groups short: their samples keep what they have and become aborted."""
         await self._engine.abort([self._id(sample) for group in groups for sample in group])
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Ask for nothing new inside; what is lost or cut short meanwhile is asked again afterwards."""
-        self._may_ask.clear()
-        try:
-            yield
-        finally:
-            self._may_ask.set()
 
     def retries_since(self) -> int:
         """How many requests were asked again since this was last asked."""
@@ -104,9 +94,13 @@ class Responder:
         return ""
 
     async def _generate(self, sample: Sample, sampling: Sampling) -> None:
-        """Ask until the response has ended, or was cut short on request; raise what the last attempt raised."""
+        """Ask until the response has ended, or was cut short on request; raise what the last attempt raised.
+
+        While an engine needs weights it is not asked: what has been lost may come back.
+        """
         for retry in count():
-            await self._may_ask.wait()
+            while self._engine.needs_weights:
+                await asyncio.sleep(LOOK_SECONDS)
             try:
                 await self._ask(sample, self._request(sample, sampling))
                 break

@@ -8,7 +8,6 @@ bounds the age of every token, and nothing has to be thrown away.
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
 from itertools import takewhile
 from typing import Any
 
@@ -57,10 +56,6 @@ class Stream:
         self._dropped: Counter[str] = Counter()
         self._error: BaseException | None = None
         self._moved = asyncio.Event()
-
-    def held(self) -> AbstractContextManager[None]:
-        """Ask the engine for nothing new inside; what runs goes on."""
-        return self._responder.held()
 
     def allow(self, groups: int) -> None:
         """Let so many groups stand in line, those included that stand there."""

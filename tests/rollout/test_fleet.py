@@ -13,13 +13,14 @@ from aiohttp.test_utils import TestServer
 
 from rlcore.config.generation import Sampling
 from rlcore.data.sample import Sample, Status
-from rlcore.errors import RlcoreError
+from rlcore.errors import RlcoreError, fail
 from rlcore.rollout import responses
 from rlcore.rollout.responses import Responder
 from rlcore.rollout.sglang import fleet
 from rlcore.rollout.sglang.client import Client, ServerLost
 from rlcore.rollout.sglang.engine import SGLangEngine
 from rlcore.rollout.sglang.fleet import Fleet
+from rlcore.rollout.sglang.server import free_port
 
 NEW = 12
 SAMPLING = Sampling(max_response_tokens=NEW)
@@ -28,7 +29,7 @@ SAMPLING = Sampling(max_response_tokens=NEW)
 class Counter:
     """A server whose every token is the number of tokens before it. `fault` says what happens at its fourth."""
 
-    def __init__(self, fault=None):
+    def __init__(self, fault=None, port=None):
         self.fault = fault
         self.version = 0
         self.asked = []
@@ -41,12 +42,14 @@ class Counter:
                 web.get("/v1/loads", self._loads),
                 web.get("/model_info", self._model),
                 web.get("/health", self._good),
+                web.get("/server_info", self._describe),
+                web.get("/openapi.json", self._describe),
                 web.post("/generate", self._generate),
                 web.post("/update_weight_version", self._number),
                 web.post("/load", self._load),
             ]
         )
-        self.server = TestServer(app)
+        self.server = TestServer(app, port=port)
 
     @web.middleware
     async def _stall(self, request, handler):
@@ -56,6 +59,10 @@ class Counter:
 
     async def _good(self, request):
         return web.json_response({"success": True})
+
+    async def _describe(self, request):
+        state = {"effective_max_running_requests_per_dp": 8}
+        return web.json_response({"version": "0", "internal_states": [state], "paths": {}})
 
     async def _loads(self, request):
         return web.json_response({"loads": [{"num_running_reqs": 0, "num_waiting_reqs": 0}]})
@@ -112,6 +119,34 @@ class Counter:
             await asyncio.sleep(0.3)
 
 
+class Process:
+    """What holds a server and its successor, which comes when it `may_come`."""
+
+    log = "its log"
+
+    def __init__(self, server, successor=None):
+        self.server, self.successor = server.server, successor and successor.server
+        self.may_come = asyncio.Event()
+        self.is_back = False
+
+    @property
+    def alive(self):
+        return self.is_back or not self.server.closed
+
+    def stop(self):
+        pass
+
+    def again(self):
+        if not self.successor:
+            raise fail("server", "its node has left")
+        return self
+
+    async def wait_healthy(self):
+        await self.may_come.wait()
+        await self.successor.start_server()
+        self.is_back = True
+
+
 class Loading:
     """A transport of nothing, which every server has to acknowledge."""
 
@@ -134,13 +169,14 @@ def no_waiting(monkeypatch):
 
 
 @asynccontextmanager
-async def serving(*servers, router=None, lost_after=30.0):
-    """An engine on these, through a router where one is given, and its fleet."""
+async def serving(*servers, router=None, lost_after=30.0, process=None):
+    """An engine on these, through a router where one is given, and its fleet; `process` holds the first."""
     for server in (*servers, router) if router else servers:
         await server.server.start_server()
     gate = Client(str(router.server.make_url("/"))) if router else None
     workers = [Client(str(server.server.make_url("/"))) for server in servers]
-    made = Fleet(workers, lost_after=lost_after, router=gate)
+    processes = {workers[0].url: process} if process else {}
+    made = Fleet(workers, processes, lost_after=lost_after, router=gate)
     made.start_watching()
     engine = SGLangEngine(made, loading, vocab_size=1000, router=gate)
     try:
@@ -226,6 +262,58 @@ def test_where_no_server_is_left_a_plain_sentence_says_so():
     asyncio.run(run())
 
 
+def test_requests_wait_for_the_successor_of_the_only_server_and_go_on_with_what_they_have():
+    async def run():
+        port = free_port()
+        first, second = Counter(port=port), Counter(port=port)
+        process = Process(first, second)
+        async with serving(first, process=process) as (engine, _):
+            await update(engine, 1)
+            first.fault = "dies"
+            answering = asyncio.create_task(respond(engine, count=1))
+            await until(lambda: engine.needs_weights)
+            updating = asyncio.create_task(update(engine, 2))
+            process.may_come.set()
+            await updating
+            (sample,), errors = await answering
+            assert errors == []
+            assert_whole([sample])
+            assert second.asked == [3 + 3]
+            assert sample.versions == [1] * 3 + [2] * (NEW - 3)
+            await second.server.close()
+
+    asyncio.run(run())
+
+
+def test_before_any_update_a_successor_serves_at_once():
+    async def run():
+        port = free_port()
+        first, second = Counter("dies", port), Counter(port=port)
+        process = Process(first, second)
+        process.may_come.set()
+        async with serving(first, process=process) as (engine, _):
+            group, errors = await respond(engine)
+            assert errors == []
+            assert_whole(group)
+            await second.server.close()
+
+    asyncio.run(run())
+
+
+def test_where_the_only_server_cannot_be_started_again_waiting_ends():
+    async def run():
+        first = Counter()
+        async with serving(first, process=Process(first)) as (engine, _):
+            await update(engine, 1)
+            first.fault = "dies"
+            _, errors = await respond(engine, count=1)
+            assert "no SGLang server is left that has the current weights" in errors[0]
+            with pytest.raises(RlcoreError, match="no SGLang server is left"):
+                await update(engine, 2)
+
+    asyncio.run(run())
+
+
 def test_a_server_that_dies_under_an_update_is_left_out_of_the_next():
     async def run():
         bad, good = Counter("dies"), Counter()
@@ -256,6 +344,11 @@ def test_a_newcomer_is_asked_for_nothing_before_it_has_the_newest_weights():
             assert new.version == old.version == 2
 
     asyncio.run(run())
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)
 
 
 async def update(engine, version):

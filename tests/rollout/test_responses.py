@@ -20,6 +20,7 @@ class Breaking:
         self.engine, self.after, self.times, self.hangs = engine, after, times, hangs
         self.asked_with = []
         self.version = 0
+        self.needs_weights = False
 
     async def generate(self, request):
         self.asked_with.append(len(request.tokens))

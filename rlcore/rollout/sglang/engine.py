@@ -106,6 +106,10 @@ class SGLangEngine:
         return self._version
 
     @property
+    def needs_weights(self) -> bool:
+        return bool(self._torn) or self._fleet.is_waiting
+
+    @property
     def workers(self) -> Sequence[Client]:
         """Those that have the current weights."""
         return self._fleet.serving
@@ -160,7 +164,11 @@ class SGLangEngine:
 
     @asynccontextmanager
     async def weight_update(self, version: int) -> AsyncIterator[WeightUpdate]:
-        """See `Engine.weight_update`; nothing is generated until it is committed on every server."""
+        """See `Engine.weight_update`; nothing is generated until it is committed on every server.
+
+        Where all servers are lost, it begins once one of them is back.
+        """
+        await self._fleet.somebody()
         if not self._paused:
             await self._all(lambda worker: worker.pause("in_place"))
         await self._occupy("weights")
@@ -227,7 +235,8 @@ class SGLangEngine:
         """All workers together. Raises RlcoreError if none is left."""
         found = await self._all(lambda worker: worker.health())
         running, queued = sum(one.running for one in found), sum(one.queued for one in found)
-        return Health(not self._torn, min(one.version for one in found), running, queued, self._torn)
+        version = min((one.version for one in found), default=self._version)
+        return Health(not self.needs_weights, version, running, queued, self._torn)
 
     async def close(self) -> None:
         """End every request as aborted, and the servers that were launched for it; others stay as they are."""
@@ -251,6 +260,8 @@ class SGLangEngine:
     def _choose(self, request: Request) -> Client:
         """The worker that has the group's prompt, unless it is full; else the one with the most room."""
         self._fleet.check()
+        if not self.workers:
+            raise ServerLost("the servers that come back have no weights yet")
         loads = Counter(flight.worker for flight in self._flights.values())
         fill = {worker: loads[worker] / worker.info.capacity for worker in self.workers}
         group = (flight for flight in self._flights.values() if flight.request.key[0] == request.key[0])

@@ -1,7 +1,8 @@
 """The servers of an engine as far as they live: who is asked, who is lost, and who comes back.
 
 A server that dies or hangs leaves the fleet, and its requests are lost, to be asked again elsewhere. One that
-was launched here is started anew, and waits: it has old weights until the next update reaches it.
+was launched here is started anew, and waits: it has old weights until the next update reaches it, unless there
+has been none.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from rlcore.rollout.sglang.server import Server
 T = TypeVar("T")
 
 LOOK_SECONDS = 5.0
+COME_SECONDS = 0.2
 logger = logging.getLogger(__name__)
 
 
@@ -40,7 +42,9 @@ class Fleet:
         self._processes = dict(processes or {})
         self._lost_after = lost_after
         self._router = router
-        self._updating = False
+        self._updating = self._has_updated = False
+        # Started anew, and not yet heard of.
+        self._coming = 0
         self._may_start = asyncio.Event()
         self._may_start.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -60,9 +64,15 @@ class Fleet:
         self.check()
         return [answer for answer in answers if not isinstance(answer, BaseException)]
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether nobody serves, but somebody will, with the next weights."""
+        is_coming = self._coming and self._may_start.is_set()
+        return not self.serving and bool(self.joining or is_coming)
+
     def check(self) -> None:
-        """Raise RlcoreError if nobody is left to be asked."""
-        if not self.serving:
+        """Raise RlcoreError if nobody is left to be asked, now or later."""
+        if not (self.serving or self.is_waiting):
             remedy = "look into its log, then resume the run: it starts its servers anew"
             raise fail("rollout", "no SGLang server is left that has the current weights", remedy)
 
@@ -74,6 +84,7 @@ class Fleet:
         self.joining = [one for one in self.joining if one is not worker]
         logger.warning("SGLang server lost: %s", why)
         self.on_lost(worker, why)
+        self._coming += worker.url in self._processes
         self._begin(self._replace(worker))
 
     def suspect(self, worker: Client) -> None:
@@ -84,9 +95,15 @@ class Fleet:
         """Ask the router how it is, now."""
         self._begin(self._examine_router())
 
+    async def somebody(self) -> None:
+        """Wait for one who comes back, where there is nobody else. Raises RlcoreError where nobody does."""
+        while not (self.serving or self.joining):
+            self.check()
+            await asyncio.sleep(COME_SECONDS)
+
     def begin_update(self) -> list[Client]:
         """Who is to have new weights. Loading keeps them busy: they are left alone until the update ends."""
-        self._updating = True
+        self._updating = self._has_updated = True
         return [*self.serving, *self.joining]
 
     async def give_up_update(self, updated: Sequence[Client]) -> None:
@@ -158,21 +175,27 @@ class Fleet:
         """Let go of a lost server; start it again where it was launched here."""
         # Ends every call that still waits for it.
         await worker.close()
-        process = self._processes.get(worker.url)
-        if process is None:
+        if worker.url not in self._processes:
             return
-        process.stop()
-        await self._may_start.wait()
         try:
-            process = self._processes[worker.url] = process.again()
-            await process.wait_healthy()
-            newcomer = Client(worker.url)
-            await newcomer.describe()
+            newcomer = await self._start_again(worker.url)
         except (ServerLost, RlcoreError) as error:
             logger.warning("SGLang server does not come back: %s", error)
         else:
-            logger.warning("SGLang server at %s is back, and serves from the next weights on", worker.url)
-            self.joining.append(newcomer)
+            since = " from the next weights on" if self._has_updated else ""
+            logger.warning("SGLang server at %s is back, and serves%s", worker.url, since)
+            (self.joining if self._has_updated else self.serving).append(newcomer)
+        finally:
+            self._coming -= 1
+
+    async def _start_again(self, url: str) -> Client:
+        self._processes[url].stop()
+        await self._may_start.wait()
+        process = self._processes[url] = self._processes[url].again()
+        await process.wait_healthy()
+        newcomer = Client(url)
+        await newcomer.describe()
+        return newcomer
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
