@@ -11,6 +11,8 @@ from rlcore.config.schema import Recipe
 from rlcore.config.support import unbuilt
 
 CORE = Path(rlcore.__file__).parent
+# Modules of the configuration that do more than judge it.
+ACTING = ("support.py", "served_models.py")
 # Read by a rule of the recipe, which the loop asks.
 READ_BY = {
     "global_batch_size": "batch_size",
@@ -41,7 +43,7 @@ def read_outside_config():
     """Names of all attributes that code reads, except what only judges recipes; what `train` refuses counts."""
     read = set()
     for path in CORE.rglob("*.py"):
-        if path.parent != CORE / "config" or path.name == "support.py":
+        if path.parent != CORE / "config" or path.name in ACTING:
             tree = ast.parse(path.read_text())
             read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     return read
