@@ -39,6 +39,7 @@ class Sleeper:
         self.name, self.diary, self.released = name, diary, set()
         self.alive = True
         self.starts = 0
+        self.seconds = 0.0
         app = web.Application()
         app.add_routes(
             [
@@ -101,7 +102,7 @@ class Sleeper:
         return self
 
     async def wait_healthy(self):
-        pass
+        await asyncio.sleep(self.seconds)
 
 
 class Ranks:
@@ -259,21 +260,52 @@ def test_a_server_that_ends_while_others_sleep_starts_when_there_is_memory_and_t
     assert diary.index("steady takes cuda_graph kv_cache") < diary.index("lost starts")
 
 
-def test_a_server_that_starts_under_sleep_has_nothing_to_take_back():
+def test_a_server_that_is_starting_when_the_others_sleep_is_waited_for():
     diary = []
 
     async def run():
         steady, late = Sleeper("steady", diary), Sleeper("late", diary)
-        async with sharing(steady, late) as (turns, engine):
-            late_client = engine._fleet.serving.pop()
+        late.seconds = 0.2
+        async with sharing(steady, late) as (turns, _):
+            late.stop()
+            while not late.starts:
+                await asyncio.sleep(0.01)
             await turns.to_training()
-            # It had begun to start before the others gave up their memory.
-            engine._fleet.joining.append(late_client)
-            diary.clear()
-            await step(turns, engine, version=1)
-            assert len(engine.workers) == 2
 
     asyncio.run(run())
-    assert "late loads" in diary
-    assert not any(line.startswith("late takes") for line in diary)
-    assert "late gives cuda_graph kv_cache weights" in diary
+    assert diary.index("late starts") < diary.index("late gives cuda_graph kv_cache weights")
+    assert diary[-1] == "trainer takes all"
+
+
+def test_where_all_servers_are_lost_the_first_that_comes_back_gives_up_its_memory_for_the_sync():
+    diary = []
+
+    async def run():
+        async with sharing(Sleeper("only", diary)) as (turns, engine):
+            await step(turns, engine, version=1)
+            await turns.to_sync()
+            async with engine.weight_update(2):
+                pass
+            await turns.to_generation()
+            diary.clear()
+            (only,) = engine._fleet._processes.values()
+            only.stop()
+            while not engine.needs_weights:
+                await asyncio.sleep(0.01)
+            await turns.to_sync()
+            async with engine.weight_update(2):
+                pass
+            await turns.to_generation()
+            assert len(engine.workers) == 1
+
+    asyncio.run(run())
+    assert diary == [
+        "only starts",
+        "only gives cuda_graph kv_cache weights",
+        "trainer gives states gradients",
+        "trainer takes weights",
+        "only takes weights",
+        "only loads",
+        "trainer gives all",
+        "only takes cuda_graph kv_cache",
+    ]

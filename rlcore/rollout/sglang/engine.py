@@ -210,7 +210,7 @@ class SGLangEngine:
         The weights are gone: an update has to come before `wake`.
         """
         await self.pause("retract")
-        self._fleet.hold_starts()
+        await self._fleet.hold_starts()
         await self._release(*MEMORY)
 
     async def wake(self) -> None:

@@ -43,8 +43,8 @@ class Fleet:
         self._lost_after = lost_after
         self._router = router
         self._updating = self._has_updated = False
-        # Started anew, and not yet heard of.
-        self._coming = 0
+        # Lost and to come back; those of them whose processes have begun to.
+        self._coming = self._starting = 0
         self._may_start = asyncio.Event()
         self._may_start.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -118,9 +118,15 @@ class Fleet:
         self.serving = living
         self.joining = [worker for worker in self.joining if worker not in living]
 
-    def hold_starts(self) -> None:
-        """Start no server anew until `allow_starts`: others have the memory that it would take."""
+    async def hold_starts(self) -> None:
+        """Start no server anew until `allow_starts`: others get the memory that it would take.
+
+        Those that are starting are waited for: before they have come they cannot give theirs up.
+        """
+        await self.somebody()
         self._may_start.clear()
+        while self._starting:
+            await asyncio.sleep(COME_SECONDS)
 
     def allow_starts(self) -> None:
         self._may_start.set()
@@ -191,11 +197,15 @@ class Fleet:
     async def _start_again(self, url: str) -> Client:
         self._processes[url].stop()
         await self._may_start.wait()
-        process = self._processes[url] = self._processes[url].again()
-        await process.wait_healthy()
-        newcomer = Client(url)
-        await newcomer.describe()
-        return newcomer
+        self._starting += 1
+        try:
+            process = self._processes[url] = self._processes[url].again()
+            await process.wait_healthy()
+            newcomer = Client(url)
+            await newcomer.describe()
+            return newcomer
+        finally:
+            self._starting -= 1
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
