@@ -38,7 +38,7 @@ class PackedRouter(TopKRouter):
         """Choose experts: probabilities and choices, [t, e]. `padding_mask` is about all TP ranks' tokens."""
         logits_te = logits.detach().flatten(0, -2)
         padding_t = self._own_padding(logits_te, padding_mask)
-        probs_te, chosen_te = super().routing(logits, padding_t)
+        probs_te, chosen_te = super().routing(logits, padding_mask=padding_t)
         if self.enable_expert_bias and torch.is_grad_enabled():
             self._count(logits_te, chosen_te & ~padding_t[:, None])
         return probs_te, chosen_te
