@@ -30,7 +30,10 @@ def follows_policy(recipe: Recipe, model: ServedModel) -> bool:
 
 
 def model_problems(recipe: Recipe, models: Sequence[ServedModel]) -> Iterator[Problem]:
-    """Check that models can be told apart, and that one of them is the policy."""
+    """Check that models are started, can be told apart, and that one of them is the policy."""
+    if recipe.rollout.sglang.urls:
+        message = "servers at urls run already, so that none of these would be started"
+        yield Problem("rollout.sglang.config", message, "keep one of the two")
     names = [model.name for model in models]
     for index, name in enumerate(names):
         if name in names[:index]:

@@ -177,6 +177,12 @@ def test_of_several_served_models_one_is_the_policy(problems, models, key, messa
     assert [(message in one.message, remedy in one.remedy) for one in found] == [(True, True)]
 
 
+def test_servers_that_run_already_are_not_described(problems):
+    sglang = f"{{urls: ['http://there:1'], config: {{sglang: [{POLICY}]}}}}"
+    (problem,) = problems(f"rollout: {{engine: sglang, num_gpus: 4, sglang: {sglang}}}")
+    assert "(rollout.sglang.config): servers at urls run already" in str(problem)
+
+
 def test_other_models_keep_their_weights_wherever_they_stand(problems):
     models = f"{{{JUDGE}, update_weights: false}}, {POLICY}, {{name: reward, model_path: other, {JUDGE[13:]}}}"
     assert (

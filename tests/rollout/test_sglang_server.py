@@ -153,6 +153,16 @@ def test_a_recipe_goes_before_defaults_and_a_group_before_the_recipe():
     assert option(command.words, "--page-size") == "64"
 
 
+def test_what_a_recipe_changes_in_the_policys_configuration_reaches_no_other_model():
+    model = {"checkpoint": "some/model", "overrides": {"num_hidden_layers": 1}}
+    changed, place = Recipe.model_validate({"model": model}), ServerPlace("127.0.0.1", 30001)
+    policy, judge = (
+        server_command(changed, one, place, known_arguments()) for one in ("some/model", "some/judge")
+    )
+    assert option(policy.words, "--json-model-override-args") == '{"num_hidden_layers": 1}'
+    assert "--json-model-override-args" not in judge.words
+
+
 def test_proxies_do_not_reach_servers(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://somewhere")
     assert "HTTPS_PROXY" not in Command((), {}, "").full_environment()

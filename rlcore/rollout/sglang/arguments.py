@@ -13,6 +13,7 @@ from typing import Any
 
 from rlcore.config.rules import offloads_rollout
 from rlcore.config.schema import Recipe
+from rlcore.config.served_models import policy_checkpoint
 from rlcore.config.sglang_arguments import Arguments
 
 # What a server runs with where there is no GPU. Left to itself it would take most of the memory for its cache,
@@ -77,6 +78,8 @@ def server_command(
 
     `overrides` are those of its server group.
     """
+    # Another model has a configuration of its own.
+    overridden = recipe.model.overrides if checkpoint == policy_checkpoint(recipe) else {}
     settings = {
         "model_path": checkpoint,
         "host": place.host,
@@ -86,7 +89,7 @@ def server_command(
         "weight_version": "0",
         "incremental_streaming_output": True,
         "enable_memory_saver": offloads_rollout(recipe) and place.gpus > 0,
-        "json_model_override_args": json.dumps(recipe.model.overrides) if recipe.model.overrides else None,
+        "json_model_override_args": json.dumps(overridden) if overridden else None,
         **({"tp_size": place.gpus} if place.gpus else CPU_ARGUMENTS),
         **recipe.rollout.sglang.args,
         **overrides,
