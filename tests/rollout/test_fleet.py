@@ -226,7 +226,7 @@ def test_requests_of_a_server_that_dies_or_hangs_go_on_at_another_with_what_they
 
 
 @pytest.mark.parametrize("fault", ["dies", "breaks", "hangs"])
-def test_without_its_router_an_engine_asks_servers_themselves(fault):
+def test_without_its_router_an_engine_asks_servers_themselves_and_says_so_once(fault, caplog):
     async def run():
         router, server = Counter(fault), Counter()
         async with serving(server, router=router, lost_after=0.5) as (engine, made):
@@ -237,6 +237,7 @@ def test_without_its_router_an_engine_asks_servers_themselves(fault):
             assert len(made.serving) == 1
 
     asyncio.run(run())
+    assert sum("requests go on without it" in text for text in caplog.messages) == (fault != "breaks")
 
 
 @pytest.mark.parametrize("fault", ["breaks", "is slow"])

@@ -161,6 +161,9 @@ class Fleet:
             async with asyncio.timeout(self._lost_after):
                 await router.get("/health")
         except (TimeoutError, ServerLost, RlcoreError) as error:
+            # Everyone whose request it had asks.
+            if self._router is None:
+                return
             self._router = None
             why = f"the router at {router.url} is lost, requests go on without it: {error or 'it hangs'}"
             logger.warning("%s", why)
