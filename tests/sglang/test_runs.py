@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from rlcore_glm4.demo import DEMO
+from rlcore_glm45.demo import DEMO as EXPERTS
 
 from rlcore.cli.main import main
 from rlcore.telemetry.events import read_events
@@ -17,7 +19,7 @@ from rlcore.telemetry.metrics import read_metrics
 from rlcore.telemetry.rollouts import TRAINING, read_samples, sample_files
 
 RECIPE = """\
-base: glm4/tiny
+base: {family}/tiny
 name: served
 model: {{checkpoint: {world}/model}}
 data: {{path: {world}/train.jsonl}}
@@ -35,12 +37,20 @@ checkpoints: {{hf: false}}
 
 
 @pytest.fixture(scope="session")
-def recipe(sglang_python, tmp_path_factory):
-    world = tmp_path_factory.mktemp("world")
-    DEMO.write(world)
-    file = world / "served.yaml"
-    file.write_text(RECIPE.format(world=world, python=sglang_python))
-    return file
+def write_recipe(sglang_python, tmp_path_factory):
+    def write(family, demo):
+        world = tmp_path_factory.mktemp(family)
+        demo.write(world)
+        file = world / "served.yaml"
+        file.write_text(RECIPE.format(family=family, world=world, python=sglang_python))
+        return file
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def recipe(write_recipe):
+    return write_recipe("glm4", DEMO)
 
 
 def train(recipe, run, *flags):
@@ -89,11 +99,33 @@ def test_a_run_that_loses_a_server_goes_on_and_trains_every_prompt_once_in_time(
     assert process.returncode == 0, message
     warnings = [event["text"] for event in read_events(run / "events.jsonl") if event["kind"] == "warning"]
     assert "SGLang server lost" in warnings[0]
-    for step, path in sample_files(run / "rollouts", TRAINING).items():
+    assert_every_prompt_was_trained_once(run, steps=4, max_staleness=1)
+    assert_log_probs_agree(run)
+
+
+def test_experts_whose_trainer_and_server_share_memory_agree_on_every_step(write_recipe, tmp_path):
+    run = tmp_path / "run"
+    sets = ["cluster.colocate=true", "rollout.num_gpus=1", "sync.verify=always", "train.steps=3"]
+    assert train(write_recipe("glm45", EXPERTS), run, *(f"--set={one}" for one in sets)) == 0
+    assert_every_prompt_was_trained_once(run, steps=3, max_staleness=0)
+    assert_log_probs_agree(run)
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["memory/offloaded_gb"] > 0 and row["sync/probe_gap"] < 1e-5 for row in rows] == [True] * 3
+    assert "/update_weights_from_tensor" in (run / "logs/sglang-0.log").read_text()
+
+
+def assert_every_prompt_was_trained_once(run, steps, max_staleness):
+    files = sample_files(run / "rollouts", TRAINING)
+    assert list(files) == list(range(1, steps + 1))
+    for step, path in files.items():
         samples = read_samples(path)
-        assert sorted({sample.group for sample in samples}) == list(range(8 * (step - 1), 8 * step))
+        assert Counter(sample.group for sample in samples) == dict.fromkeys(range(8 * step - 8, 8 * step), 4)
+        assert all(len(sample.versions) == len(sample.tokens) for sample in samples)
         versions = {version for sample in samples for version in sample.versions}
-        assert versions <= {step - 2, step - 1}
+        assert versions <= set(range(step - 1 - max_staleness, step))
+
+
+def assert_log_probs_agree(run):
     gaps = [row["logprob_gap/max"] for row in read_metrics(run / "metrics.jsonl") if "logprob_gap/max" in row]
     assert gaps
     assert max(gaps) < 1e-5
