@@ -289,7 +289,7 @@ class Trainer:
         Raises RlcoreError, on all ranks, if it cannot be written.
         """
         self._enter("writing a checkpoint")
-        save_hf(self.exporter, folder, source=self._source)
+        save_hf(self.exporter, folder, source=self._source, enter=self._enter)
 
     def _training_state(self) -> TrainingState:
         assert self.state is not None, "prepare_optimizer comes first"
