@@ -5,13 +5,15 @@ Parts that are spread over ranks come together on rank 0, one parameter at a tim
 
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _get_default_store
 
 from rlcore.bridge.check import DTYPES
 from rlcore.bridge.inventory import Held, megatron_tensors, whole_model
@@ -23,6 +25,8 @@ from rlcore.ranks import raise_together
 _WEIGHTS = ("*.safetensors", INDEX, "*.bin", "*.bin.index.json", "*.pt", "*.pth")
 GIB = 2**30
 _RECEIVER = 0
+# Ranks that stand still are ended by who watches them.
+_LONGER_THAN_ANY_DISK = timedelta(days=7)
 
 
 class Exporter:
@@ -83,13 +87,20 @@ def _exchange(operations: list[dist.P2POp]) -> None:
         work.wait()
 
 
-def save_hf(exporter: Exporter, folder: Path, *, source: Path, shard_bytes: int = 5 * GIB) -> None:
+def save_hf(
+    exporter: Exporter,
+    folder: Path,
+    *,
+    source: Path,
+    shard_bytes: int = 5 * GIB,
+    enter: Callable[[str], None] = lambda phase: None,
+) -> None:
     """Write a complete checkpoint like `source`: the same tensor names and types, config and tokenizer copied.
 
-    All ranks take part, rank 0 writes. Nothing stands at `folder` until all is written. Raises RlcoreError, on
-    all ranks, when something is there already, or when it cannot be written.
+    All ranks take part, rank 0 writes; `enter` is told how far it is. Nothing stands at `folder` until all is
+    written. Raises RlcoreError, on all ranks, when something is there already, or when it cannot be written.
     """
-    tensors = iter(exporter)
+    tensors = _in_step(exporter, str(folder), shard_bytes, enter)
     problems: Sequence[Problem] = ()
     if dist.get_rank() == _RECEIVER:
         try:
@@ -101,6 +112,27 @@ def save_hf(exporter: Exporter, folder: Path, *, source: Path, shard_bytes: int 
     for _ in tensors:
         pass  # What others send must be received, even if no one can write it.
     raise_together(problems)
+
+
+def _in_step(
+    tensors: Iterable[tuple[str, Tensor]], key: str, most_bytes: int, enter: Callable[[str], None]
+) -> Iterator[tuple[str, Tensor]]:
+    """Have others send `most_bytes` or a little more when rank 0 asks for them, not while it writes.
+
+    For that they wait in the store, however long it takes: what waits in a collective is ended by its time-out.
+    """
+    store, sent, asked = _get_default_store(), 0, 0
+    for name, tensor in tensors:
+        yield name, tensor
+        sent += tensor.nbytes
+        if sent < asked + most_bytes:
+            continue
+        asked = sent
+        enter(f"writing a checkpoint, {sent / GIB:.1f} GiB so far")
+        if dist.get_rank() == _RECEIVER:
+            store.set(f"{key}/{asked}", "asked for")
+        else:
+            store.wait([f"{key}/{asked}"], _LONGER_THAN_ANY_DISK)
 
 
 def _write(

@@ -111,7 +111,14 @@ def try_layout(folder: Path, layout: str) -> list[dict[str, Any]]:
     own = megatron_tensors(stages)
     exporter = Exporter(stages, bridge)
     given = list(exporter)
-    save_hf(exporter, saved, source=source, shard_bytes=SHARD_BYTES)
+    written: list[int] = []
+
+    def look(phase: str) -> None:
+        # The folder gets its name in the end: looked at in this order, none is missed.
+        places = (folder / f"{layout}.partial", saved)
+        written.append(sum(len(list(place.glob("*.safetensors"))) for place in places))
+
+    save_hf(exporter, saved, source=source, shard_bytes=SHARD_BYTES, enter=look)
     nowhere = folder / "no folder" / "saved"
     (folder / "no folder").touch()
     return from_all_ranks(
@@ -122,6 +129,7 @@ def try_layout(folder: Path, layout: str) -> list[dict[str, Any]]:
             "read": sum(read),
             "held": sum(tensor.numel() for tensor in own.values()),
             "padding": sum(padding(bridge, name, tensor) for name, tensor in own.items()),
+            "written": written,
             "same files": same_files(saved, folder / model_of(layout) / "saved"),
             "refused": message(lambda: save_hf(exporter, saved, source=source)),
             "no room": message(lambda: save_hf(exporter, nowhere, source=source)),

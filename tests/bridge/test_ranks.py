@@ -47,6 +47,14 @@ def test_a_saved_checkpoint_is_that_of_one_process_byte_for_byte(results, layout
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_rank_waits_in_a_collective_while_many_files_are_written(results, layout):
+    for rank in results[layout]:
+        assert len(rank["written"]) >= 2
+        # Files that are complete when the rank has sent one more file's worth of tensors.
+        assert all(files >= sent - 1 for sent, files in enumerate(rank["written"]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_rank_reads_what_it_holds_and_nothing_else(results, layout):
     for rank in results[layout]:
         assert rank["read"] == rank["held"] - rank["padding"]
