@@ -1,12 +1,15 @@
-"""A sync says what it took the trainer to make weights ready, and the engine to load them."""
+"""A sync says what it took the trainer to pack weights and the engine to load them, and it outlives servers."""
 
 import asyncio
 import time
 from contextlib import asynccontextmanager
 
+import pytest
 import torch
 
-from rlcore.controller.sync import sync_weights
+from rlcore.controller.sync import ATTEMPTS, sync_weights, with_those_left
+from rlcore.errors import RlcoreError
+from rlcore.rollout.engine import LostError
 
 PACK, LOAD = 0.2, 0.02
 BUNDLES = 2
@@ -41,3 +44,23 @@ def test_the_engines_time_to_load_is_told_from_the_trainers_to_pack():
     assert metrics["sync/pack_seconds"] >= BUNDLES * PACK
     assert (BUNDLES + 1) * LOAD <= metrics["sync/load_seconds"] < metrics["sync/pack_seconds"]
     assert metrics["sync/seconds"] >= BUNDLES * PACK + 2 * LOAD
+
+
+@pytest.mark.parametrize("losses", [0, ATTEMPTS - 1])
+def test_what_a_lost_server_takes_down_is_done_again_by_those_that_are_left(losses):
+    left = iter([LostError("server 1 is gone")] * losses)
+
+    async def attempt():
+        for error in left:
+            raise error
+        return "done"
+
+    assert asyncio.run(with_those_left(attempt, "sync of weights 7")) == "done"
+
+
+def test_a_sync_that_loses_servers_again_and_again_ends_in_a_plain_sentence():
+    async def attempt():
+        raise LostError("server 1 is gone")
+
+    with pytest.raises(RlcoreError, match=r"sync of weights 7: server 1 is gone\n.*resume"):
+        asyncio.run(with_those_left(attempt, "sync of weights 7"))
