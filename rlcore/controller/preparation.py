@@ -123,6 +123,8 @@ def _damaged_weights(recipe: Recipe, checkpoint: Path, command: str) -> Iterator
             from rlcore.trainer.contents import damage
 
             yield from damage(folder)
+        # Servers that run already have weights of their own.
+        if not any(folder.glob("*.safetensors*")):
             continue
         try:
             with SafetensorsFolder(folder):
