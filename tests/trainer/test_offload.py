@@ -135,7 +135,7 @@ def test_memory_that_others_still_have_is_missed_in_a_plain_sentence(parked, mon
 
     parked.release()
     monkeypatch.setattr(parked, "_bring_back", refuse)
-    with pytest.raises(RlcoreError, match="no room for the trainer's weights: CUDA out .* 2 GiB") as caught:
+    with pytest.raises(RlcoreError, match=r"no room for the trainer's weights: CUDA out .* 2 GiB") as caught:
         parked.occupy()
     assert caught.value.problems[0].remedy == "a lower mem_fraction_static"
     assert "Details" not in str(caught.value)
