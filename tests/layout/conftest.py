@@ -2,6 +2,8 @@
 
 import pytest
 
+# It prepares Megatron, which some of these tests import, for those that train in the same process.
+import rlcore.trainer  # noqa: F401
 from rlcore.config.schema import Recipe
 from rlcore.layout.model import Placeable
 from rlcore.models.spec import LayerInfo, ModelSpec
