@@ -6,6 +6,7 @@ that the number errs upwards. Elsewhere than on Linux there is no number.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from rlcore.telemetry.background import Background
@@ -46,11 +47,12 @@ def descendants(root: int) -> list[int]:
 
 
 def _children(pid: int) -> list[int]:
-    try:
-        tasks = list((PROC / str(pid) / "task").iterdir())
-        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except OSError:  # the process has ended meanwhile
-        return []
+    found: list[int] = []
+    with suppress(OSError):  # the process has ended meanwhile
+        for task in (PROC / str(pid) / "task").iterdir():
+            with suppress(OSError):  # or one of its threads
+                found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def _status(pid: int) -> dict[str, int]:
