@@ -1,10 +1,12 @@
 """A real SGLang server on this machine's CPU, in the environment that `make test-sglang` makes."""
 
 import asyncio
+from collections import Counter
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from rlcore_glm4.demo import DEMO
 from safetensors.torch import load_file
 
 from rlcore.config.schema import Recipe
@@ -14,12 +16,31 @@ from rlcore.rollout.sglang.disk_update import disk_updates
 from rlcore.rollout.sglang.engine import open_engine
 from rlcore.rollout.sglang.server import ServerProcess, free_port
 from rlcore.telemetry.log_files import LogFolder
+from rlcore.telemetry.metrics import read_metrics
+from rlcore.telemetry.rollouts import TRAINING, read_samples, sample_files
 
 INSTALLED = Path(__file__).parents[2] / ".venv-sglang" / "bin" / "python"
 SHIM = Path(__file__).parent / "shim"
 START_SECONDS = 300
 # Where all share two cores a server runs far ahead of those who watch it, and nothing would be interrupted.
 STEP_SECONDS = 0.008
+
+RECIPE = """\
+base: {family}/tiny
+name: served
+model: {{checkpoint: {world}/model}}
+data: {{path: {world}/train.jsonl}}
+sft: {{data: {{path: {world}/warm_start.jsonl}}}}
+rollout:
+  engine: sglang
+  num_gpus: 2  # servers, where the cluster has no GPU
+  prompts_per_step: 8
+  samples_per_prompt: 4
+  sglang: {{python: {python}}}
+train: {{steps: 2}}
+eval: {{every: null, datasets: []}}
+checkpoints: {{hf: false}}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +78,48 @@ def launch(sglang_python, tmp_path_factory):
     yield start
     for server in running:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def write_recipe(sglang_python, tmp_path_factory):
+    def write(family, demo):
+        world = tmp_path_factory.mktemp(family)
+        demo.write(world)
+        file = world / "served.yaml"
+        file.write_text(RECIPE.format(family=family, world=world, python=sglang_python))
+        return file
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def recipe(write_recipe):
+    return write_recipe("glm4", DEMO)
+
+
+@pytest.fixture(scope="session")
+def check_run():
+    """Assert that a run has trained every prompt once, in its step, and that engine and trainer agree on all.
+
+    No token is of weights that are more than `max_staleness` versions behind.
+    """
+
+    def check(run, steps, max_staleness=0):
+        files = sample_files(run / "rollouts", TRAINING)
+        assert list(files) == list(range(1, steps + 1))
+        for step, path in files.items():
+            samples = read_samples(path)
+            groups = Counter(sample.group for sample in samples)
+            assert groups == dict.fromkeys(range(8 * step - 8, 8 * step), 4)
+            for sample in samples:
+                assert len(sample.tokens) == len(sample.log_probs) == len(sample.versions)
+                assert set(sample.versions) <= set(range(step - 1 - max_staleness, step))
+        rows = read_metrics(run / "metrics.jsonl")
+        gaps = [row["logprob_gap/max"] for row in rows if "logprob_gap/max" in row]
+        assert gaps
+        assert max(gaps) < 1e-5
+
+    return check
 
 
 @pytest.fixture(scope="session")
