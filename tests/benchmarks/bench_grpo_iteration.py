@@ -1,6 +1,7 @@
 """Whole GRPO iterations (rollout, rewards, training, sync) against TRL's GRPOTrainer on the same tiny model.
 
     python tests/benchmarks/bench_grpo_iteration.py [--trl-python PYTHON] [--iterations N] [--rounds N]
+        [--threads N]
 
 Same weights, prompts, reward, threads and token counts on both sides, fp32, KL off, one optimizer step a
 rollout, 16 prompts x 8 samples. Both sides are made to end each response at a given length, which rlcore's
@@ -40,7 +41,7 @@ from rlcore.telemetry.metrics import read_metrics
 from rlcore.testing.tiny import tiny_checkpoint, tiny_tokenizer
 
 HERE = Path(__file__).parent
-PROMPTS, SAMPLES, PROMPT_TOKENS, THREADS = 16, 8, 16, 2
+PROMPTS, SAMPLES, PROMPT_TOKENS = 16, 8, 16
 MODEL = {
     "model_type": "glm4",
     "vocab_size": 512,
@@ -105,7 +106,7 @@ def mixed_lengths() -> list[int]:
     return [max(8, min(256, round(rng.lognormvariate(3.871, 0.9)))) for _ in range(PROMPTS * SAMPLES)]
 
 
-def rlcore_side(folder: Path, run: Path, lengths: list[int], iterations: int) -> list[float]:
+def rlcore_side(folder: Path, run: Path, lengths: list[int], iterations: int, threads: int) -> list[float]:
     """Seconds of each iteration after the first."""
     recipe = folder / f"{run.name}.yaml"
     recipe.write_text(
@@ -116,7 +117,7 @@ def rlcore_side(folder: Path, run: Path, lengths: list[int], iterations: int) ->
             longest=max(lengths),
             concurrency=PROMPTS * SAMPLES,
             steps=iterations + 1,
-            threads=THREADS,
+            threads=threads,
         )
     )
     materials = gather(prepare(load_recipe(str(recipe)), "train"))
@@ -147,7 +148,7 @@ async def run_loop(materials: Materials, run: Path, lengths: list[int]) -> None:
 
 
 def trl_side(
-    python: Path, folder: Path, prompts: list[str], lengths: list[int], iterations: int
+    python: Path, folder: Path, prompts: list[str], lengths: list[int], iterations: int, threads: int
 ) -> list[float]:
     """Seconds of each iteration after the first, from a process of TRL's own environment."""
     spec = {
@@ -157,7 +158,7 @@ def trl_side(
         "lengths": lengths,
         "samples_per_prompt": SAMPLES,
         "iterations": iterations,
-        "threads": THREADS,
+        "threads": threads,
     }
     (folder / "spec.json").write_text(json.dumps(spec))
     command = [python, HERE / "trl_side.py", folder / "spec.json"]
@@ -176,15 +177,15 @@ def trl_environment() -> Path:
     return folder / "bin/python"
 
 
-def compare(python: Path, lengths: list[int], iterations: int, rounds: int) -> dict[str, float]:
+def compare(python: Path, lengths: list[int], iterations: int, rounds: int, threads: int) -> dict[str, float]:
     """Alternate the two sides and compare the best iteration of each."""
     seconds: dict[str, list[float]] = {"rlcore": [], "trl": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prompts = write_world(folder)
         for number in range(rounds):
-            seconds["rlcore"] += rlcore_side(folder, folder / f"run-{number}", lengths, iterations)
-            seconds["trl"] += trl_side(python, folder, prompts, lengths, iterations)
+            seconds["rlcore"] += rlcore_side(folder, folder / f"run-{number}", lengths, iterations, threads)
+            seconds["trl"] += trl_side(python, folder, prompts, lengths, iterations, threads)
     best = {side: min(values) for side, values in seconds.items()}
     return {
         "tokens": sum(lengths),
@@ -201,11 +202,13 @@ def main() -> None:
     parser.add_argument("--trl-python", type=Path, help="interpreter of an environment that holds trl")
     parser.add_argument("--iterations", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of either side")
     args = parser.parse_args()
     quiet_libraries()
     python = args.trl_python or trl_environment()
     cases = {"equal": [32] * (PROMPTS * SAMPLES), "mixed": mixed_lengths()}
-    result = {name: compare(python, lengths, args.iterations, args.rounds) for name, lengths in cases.items()}
+    sizes = args.iterations, args.rounds, args.threads
+    result = {name: compare(python, lengths, *sizes) for name, lengths in cases.items()}
     json.dump(result, sys.stdout, indent=2)
     print()
 
