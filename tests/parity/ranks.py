@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,20 +136,20 @@ def _measure(folder: Path, family: Family, layout: Layout, spec: ModelSpec) -> M
 
 
 def samples_of(lengths: Lengths, vocab_size: int) -> list[TrainSample]:
-    """Random samples; equally long prompts are the same."""
+    """Random samples. A prompt as long as the one before it is the same."""
     generator = torch.Generator().manual_seed(SEED)
-    prompts: dict[int, list[int]] = {}
-    return [_sample(prompt, response, vocab_size, generator, prompts) for prompt, response in lengths]
+    samples = [_sample(prompt, response, vocab_size, generator) for prompt, response in lengths]
+    for before, after in pairwise(samples):
+        if before.prompt_length == after.prompt_length:
+            after.tokens[: after.prompt_length] = before.tokens[: before.prompt_length]
+    return samples
 
 
-def _sample(
-    prompt: int, response: int, vocab_size: int, generator: torch.Generator, prompts: dict[int, list[int]]
-) -> TrainSample:
+def _sample(prompt: int, response: int, vocab_size: int, generator: torch.Generator) -> TrainSample:
     advantage = float(0.5 + torch.rand((), generator=generator))
-    tokens = torch.randint(vocab_size, (prompt + response,), generator=generator).tolist()
     return TrainSample(
         name=f"{prompt} and {response} tokens",
-        tokens=prompts.setdefault(prompt, tokens[:prompt]) + tokens[prompt:],
+        tokens=torch.randint(vocab_size, (prompt + response,), generator=generator).tolist(),
         prompt_length=prompt,
         loss_mask=(torch.rand(response, generator=generator) < 0.8).float().tolist(),
         advantages=[advantage] * response,
