@@ -167,6 +167,8 @@ def test_on_two_nodes_a_run_outlives_router_and_servers_and_says_which_rank_has_
     raylets = [one.process.pid for node in nodes.list_all_nodes() for one in node.all_processes["raylet"]]
     run.until(lambda: all(set(run.pids(SERVER)) & set(descendants(raylet)) for raylet in raylets))
     assert all("/generate" in (run.folder / f"logs/sglang-{i}.log").read_text() for i in (0, 1))
+    assert (run.folder / "logs/router.log").is_file()
+    assert not run.folder.with_name(".run.starting").exists()
 
     os.kill(run.pids(ROUTER)[0], signal.SIGKILL)
     run.until(lambda: run.has_warned("the router"))

@@ -10,16 +10,6 @@ def train(recipe, run, *flags):
     return main(["train", str(recipe), "--run-dir", str(run), "--quiet", *flags])
 
 
-def test_two_servers_behind_a_router_agree_with_the_trainer_on_every_step(recipe, check_run, tmp_path):
-    run = tmp_path / "run"
-    assert train(recipe, run) == 0
-    check_run(run, steps=2)
-    logs = [(run / "logs" / f"sglang-{i}.log").read_text() for i in (0, 1)]
-    assert all("/generate" in log for log in logs)
-    assert (run / "logs/router.log").is_file()
-    assert not (tmp_path / ".run.starting").exists()
-
-
 def test_an_argument_that_this_release_has_not_stops_before_anything_starts(recipe, tmp_path, capsys):
     assert train(recipe, tmp_path / "run", "--set", "rollout.sglang.args.page_sise=64") == 1
     assert "SGLang 0.5.23 has no argument 'page_sise'" in capsys.readouterr().err
