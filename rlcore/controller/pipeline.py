@@ -216,13 +216,16 @@ class Continuous:
         await self._stream.close()
 
 
-async def beside_the_loop(work: Callable[[], T]) -> T:
-    """Run blocking work on a thread, to its end; a cancellation is raised by the caller's next await."""
-    threads = torch.get_num_threads()
+async def beside_the_loop(work: Callable[[], T], threads: int | None = None) -> T:
+    """Run blocking work on a thread, to its end; a cancellation is raised by the caller's next await.
+
+    It computes with so many `threads`, by default those of the caller.
+    """
+    # A new thread would begin with the number that the local engine happens to compute with.
+    number = threads or torch.get_num_threads()
 
     def run() -> T:
-        # A new thread would begin with the number that the local engine happens to compute with.
-        torch.set_num_threads(threads)
+        torch.set_num_threads(number)
         return work()
 
     working = asyncio.ensure_future(asyncio.to_thread(run))

@@ -110,7 +110,9 @@ async def send_all(policy: Policy, update: WeightUpdate, most_bytes: int) -> Sen
 async def _packed(bundles: "Iterator[Bundle]", sent: Sent) -> "Bundle | None":
     """The next bundle, if there is one."""
     started = time.perf_counter()
-    bundle: Bundle | None = await beside_the_loop(partial(next, bundles, None))
+    # With more it would have an OpenMP pool of its own. Pools that have more threads than there are cores sleep
+    # between two products, and a second thread gains training and decoding nothing.
+    bundle: Bundle | None = await beside_the_loop(partial(next, bundles, None), threads=1)
     sent.pack_seconds += time.perf_counter() - started
     return bundle
 

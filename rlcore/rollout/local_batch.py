@@ -14,17 +14,13 @@ import torch
 from rlcore.models.selections import SELECTIONS
 from rlcore.rollout.engine import Request, SamplingParams
 from rlcore.rollout.local_cache import ForwardPlan, PrefixCopy, SlotCache, group_prefills
-from rlcore.rollout.local_linear import has_small_linears
 from rlcore.rollout.local_sampler import Knobs, sample, stream, uniform
-from rlcore.rollout.local_threads import one_thread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # A forward holds the activations of all tokens it prefills; rows beyond this wait for the next step.
 PREFILL_TOKENS = 4096
-# From this many tokens on, a step of a small model is faster with all threads.
-_LEAST_TOKENS = 64
 
 
 @dataclass(eq=False)
@@ -113,7 +109,6 @@ class Batch:
     def __init__(self, model: "PreTrainedModel", capacity: int) -> None:
         self.rows: list[Row] = []
         self._model = model
-        self._small = has_small_linears(model)
         self._capacity = capacity
         self._cache = SlotCache()
         self._slots = Slots.empty(capacity, model.device)
@@ -137,15 +132,14 @@ class Batch:
         entered = self._enter(waiting)
         ids_t, plan = self._plan(entered)
         live = self._live
-        with one_thread(self._small and len(ids_t) < _LEAST_TOKENS):
-            logits_bv = self._model(
-                input_ids=ids_t[None],
-                position_ids=plan.position_t[None],
-                use_cache=False,
-                logits_to_keep=self._keep,
-                slots=(self._cache, plan),
-            ).logits[0]
-            token_b, log_prob_b = sample(logits_bv, uniform(live.stream, live.made), self._knobs)
+        logits_bv = self._model(
+            input_ids=ids_t[None],
+            position_ids=plan.position_t[None],
+            use_cache=False,
+            logits_to_keep=self._keep,
+            slots=(self._cache, plan),
+        ).logits[0]
+        token_b, log_prob_b = sample(logits_bv, uniform(live.stream, live.made), self._knobs)
         live.out_tokens.scatter_(1, live.made[:, None], token_b[:, None])
         live.out_log_probs.scatter_(1, live.made[:, None], log_prob_b[:, None])
         self._note_selections(plan)

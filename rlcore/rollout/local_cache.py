@@ -18,15 +18,11 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from rlcore.rollout.local_threads import one_thread
-
 ATTENTION = "rlcore_slots"
 GROWTH = 1.5
 LENGTH_STEP = 64
 # With fewer queries a key head, CPU kernels round otherwise than the trainer's, which have a sequence of them.
 _LEAST_QUERIES = 4
-# With fewer elements of keys than this, attention is quicker on one thread.
-_LEAST_CACHE = 2**20
 
 
 @dataclass(frozen=True)
@@ -183,9 +179,8 @@ def _attend_to_cache(
     if sharing < _LEAST_QUERIES:
         query = F.pad(query, (0, 0, 0, _LEAST_QUERIES - sharing))
     mask = plan.mask(query.shape[2], query.dtype)
-    # The trainer's own kernel, so that both round alike; for little work its second thread is a brake.
-    with one_thread(keys.numel() < _LEAST_CACHE):
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
+    # The trainer's own kernel, so that both round alike.
+    out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
     return out[:, :, :sharing].reshape(rows, heads, values.shape[-1])
 
 

@@ -35,11 +35,5 @@ def pack_linears(model: nn.Module) -> list[PackedLinear]:
     return layers
 
 
-def has_small_linears(model: nn.Module) -> bool:
-    """Whether every linear layer of the model has too few elements to gain from packing."""
-    layers = (module for module in model.modules() if isinstance(module, nn.Linear))
-    return all(layer.weight.numel() < LEAST_ELEMENTS for layer in layers)
-
-
 def _gains(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= LEAST_ELEMENTS
