@@ -152,3 +152,15 @@ def subject(request, tmp_path_factory) -> Subject:
     return Subject.make(
         tmp_path_factory.mktemp(request.param), {"model_type": request.param, **SERVED, **experts}
     )
+
+
+@pytest.fixture
+def two_nodes():
+    """A Ray cluster of two nodes on this machine, each with one CPU."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster
+    cluster.shutdown()

@@ -182,17 +182,14 @@ class Grpo:
         try:
             report = await sync_weights(engine, policy, version, self._recipe.sync.bucket_mib)
         finally:
-            await self._wake()
+            with self._handover():
+                await self._turns.to_generation()
         return {**report.metrics, **await self._verifier.check(engine, version)}
 
     async def _supply(self) -> None:
         """Should an engine that had the weights lose all its servers, give them to those that come instead."""
         if self._engine_is_fresh and self._actors.engine.needs_weights:
             await self._actors.policy.beside(self._sync())
-
-    async def _wake(self) -> None:
-        with self._handover():
-            await self._turns.to_generation()
 
     def _handover(self) -> AbstractContextManager[None]:
         return self._session.timer("handover") if self._turns.are_taken else nullcontext()

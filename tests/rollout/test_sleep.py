@@ -147,11 +147,15 @@ async def sharing(*servers, recipe=SHARED):
         await asyncio.gather(*(one.server.close() for one in servers))
 
 
-async def step(turns, engine, version):
+async def sync(turns, engine, version):
     await turns.to_sync()
     async with engine.weight_update(version):
         pass
     await turns.to_generation()
+
+
+async def step(turns, engine, version):
+    await sync(turns, engine, version)
     await turns.to_training()
 
 
@@ -190,10 +194,7 @@ def test_a_trainer_scores_a_probe_while_servers_have_no_cache():
     async def run():
         async with sharing(Sleeper("server", diary)) as (turns, engine):
             await step(turns, engine, version=1)
-            await turns.to_sync()
-            async with engine.weight_update(2):
-                pass
-            await turns.to_generation()
+            await sync(turns, engine, version=2)
             diary.clear()
             async with turns.for_a_score():
                 diary.append("score")
@@ -236,10 +237,7 @@ def test_a_server_that_ends_while_others_sleep_starts_when_there_is_memory_and_t
             while len(engine.workers) == 2:
                 await asyncio.sleep(0.01)
             diary.clear()
-            await turns.to_sync()
-            async with engine.weight_update(1):
-                pass
-            await turns.to_generation()
+            await sync(turns, engine, version=1)
             while not lost.starts:
                 await asyncio.sleep(0.01)
             while not engine._fleet.joining:
@@ -281,21 +279,15 @@ def test_where_all_servers_are_lost_the_first_that_comes_back_gives_up_its_memor
     diary = []
 
     async def run():
-        async with sharing(Sleeper("only", diary)) as (turns, engine):
+        only = Sleeper("only", diary)
+        async with sharing(only) as (turns, engine):
             await step(turns, engine, version=1)
-            await turns.to_sync()
-            async with engine.weight_update(2):
-                pass
-            await turns.to_generation()
+            await sync(turns, engine, version=2)
             diary.clear()
-            (only,) = engine._fleet._processes.values()
             only.stop()
             while not engine.needs_weights:
                 await asyncio.sleep(0.01)
-            await turns.to_sync()
-            async with engine.weight_update(2):
-                pass
-            await turns.to_generation()
+            await sync(turns, engine, version=2)
             assert len(engine.workers) == 1
 
     asyncio.run(run())

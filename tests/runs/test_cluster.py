@@ -4,9 +4,6 @@ import subprocess
 import sys
 import time
 
-import pytest
-from ray.cluster_utils import Cluster
-
 SETS = [
     "parallel.dp=2",
     "cluster.nodes=2",
@@ -17,24 +14,15 @@ SETS = [
 ]
 
 
-@pytest.fixture
-def cluster():
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    yield cluster
-    cluster.shutdown()
-
-
-def test_a_node_that_leaves_ends_the_run_by_name_and_its_checkpoints_stay(world, cluster):
+def test_a_node_that_leaves_ends_the_run_by_name_and_its_checkpoints_stay(world, two_nodes):
     run = world.folder / "two"
     command = [sys.executable, "-m", "rlcore.cli.main", "train", world.recipe, "--run-dir", run, "--quiet"]
-    sets = [f"--set={one}" for one in [*SETS, "train.steps=1000", f"cluster.address={cluster.address}"]]
+    sets = [f"--set={one}" for one in [*SETS, "train.steps=1000", f"cluster.address={two_nodes.address}"]]
     process = subprocess.Popen([*command, *sets], stderr=subprocess.PIPE, text=True)
     while not (run / "checkpoints/step-000002/state.json").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    (node,) = cluster.worker_nodes
+    (node,) = two_nodes.worker_nodes
     (raylet,) = node.all_processes["raylet"]
     raylet.process.kill()
     _, message = process.communicate()

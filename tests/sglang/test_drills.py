@@ -14,7 +14,6 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
-from ray.cluster_utils import Cluster
 
 from rlcore.cli.main import main
 from rlcore.telemetry.events import read_events
@@ -145,26 +144,16 @@ def test_an_asynchronous_run_goes_on_without_a_router_that_hangs_and_a_server_th
     check_run(run.folder, 6, max_staleness=1)
 
 
-@pytest.fixture
-def nodes():
-    """A Ray cluster of two nodes."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
-    yield cluster
-    cluster.shutdown()
-
-
-def test_on_two_nodes_a_run_outlives_router_and_servers_and_says_which_rank_has_died(drill, check_run, nodes):
+def test_on_two_nodes_a_run_outlives_router_and_servers_and_names_the_rank_that_died(drill, check_run, two_nodes):
     run = drill(
-        f"cluster.address={nodes.address}",
+        f"cluster.address={two_nodes.address}",
         "cluster.nodes=2",
         "parallel.dp=2",
         "train.steps=1000",
         "checkpoints.every=1",
     )
     run.until(lambda: run.done == 2)
-    raylets = [one.process.pid for node in nodes.list_all_nodes() for one in node.all_processes["raylet"]]
+    raylets = [one.process.pid for node in two_nodes.list_all_nodes() for one in node.all_processes["raylet"]]
     run.until(lambda: all(set(run.pids(SERVER)) & set(descendants(raylet)) for raylet in raylets))
     assert all("/generate" in (run.folder / f"logs/sglang-{i}.log").read_text() for i in (0, 1))
     assert (run.folder / "logs/router.log").is_file()
