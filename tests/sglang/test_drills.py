@@ -144,7 +144,7 @@ def test_an_asynchronous_run_goes_on_without_a_router_that_hangs_and_a_server_th
     check_run(run.folder, 6, max_staleness=1)
 
 
-def test_on_two_nodes_a_run_outlives_router_and_servers_and_names_the_rank_that_died(drill, check_run, two_nodes):
+def test_on_two_nodes_a_run_outlives_router_and_servers_and_names_a_dead_rank(drill, check_run, two_nodes):
     run = drill(
         f"cluster.address={two_nodes.address}",
         "cluster.nodes=2",
