@@ -17,6 +17,7 @@ from rlcore.rollout.attempts import Rollout
 from rlcore.rollout.generation import Generator
 from rlcore.rollout.responses import OnProgress
 from rlcore.rollout.stream import Stream
+from rlcore.threads import compute_with
 
 Metrics = dict[str, float]
 T = TypeVar("T")
@@ -225,7 +226,7 @@ async def beside_the_loop(work: Callable[[], T], threads: int | None = None) -> 
     number = threads or torch.get_num_threads()
 
     def run() -> T:
-        torch.set_num_threads(number)
+        compute_with(number)
         return work()
 
     working = asyncio.ensure_future(asyncio.to_thread(run))

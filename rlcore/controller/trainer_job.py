@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import torch
-
 from rlcore.cluster.group import Rank
 from rlcore.config.rules import offloads_train
 from rlcore.config.schema import Optimizer, Recipe
@@ -13,6 +11,7 @@ from rlcore.controller.selection import ModelPlugins, select_model
 from rlcore.errors import raise_if_any
 from rlcore.layout.model import place_model
 from rlcore.registry import Catalog, lock
+from rlcore.threads import compute_with
 from rlcore.trainer.offload import OffloadedTrainer
 from rlcore.trainer.setup import initialize
 from rlcore.trainer.trainer import Trainer
@@ -36,7 +35,7 @@ class TrainerJob:
         """
         recipe = self.recipe
         if recipe.train.threads:
-            torch.set_num_threads(recipe.train.threads)
+            compute_with(recipe.train.threads)
         rank.enter("joining the others")
         # Longer than the watchdog waits: it knows who is waited for, a collective does not.
         timeout = timedelta(seconds=2 * recipe.telemetry.end_stalled_after)

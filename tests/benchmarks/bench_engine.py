@@ -28,6 +28,7 @@ from transformers import (
 
 from rlcore.rollout.engine import Request, SamplingParams
 from rlcore.rollout.local import LocalEngine
+from rlcore.threads import compute_with
 
 CONCURRENCY = 32
 PROMPT = 32
@@ -173,7 +174,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    compute_with(options.threads)
     logging.disable(logging.WARNING)
     with contextlib.redirect_stderr(None), torch.no_grad():
         result = {size: measure(size, options.repeats) for size in options.size}

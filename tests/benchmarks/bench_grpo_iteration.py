@@ -12,6 +12,7 @@ alternate; printed is JSON with completion tokens per second of the best iterati
 import argparse
 import asyncio
 import json
+import os
 import random
 import subprocess
 import sys
@@ -158,11 +159,12 @@ def trl_side(
         "lengths": lengths,
         "samples_per_prompt": SAMPLES,
         "iterations": iterations,
-        "threads": threads,
     }
     (folder / "spec.json").write_text(json.dumps(spec))
     command = [python, HERE / "trl_side.py", folder / "spec.json"]
-    out = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    # Not by torch.set_num_threads, which slows its attention down (rlcore.threads).
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    out = subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, text=True).stdout
     return json.loads(out.splitlines()[-1])["seconds"]
 
 

@@ -1,6 +1,6 @@
 """The TRL half of bench_grpo_iteration.py: runs in an environment that holds trl, prints JSON.
 
-Usage: python trl_side.py SPEC.json, with checkpoint folder, prompts, response lengths and threads in SPEC.json.
+Usage: python trl_side.py SPEC.json, with checkpoint folder, prompts, and response lengths in SPEC.json.
 """
 
 import json
@@ -46,7 +46,6 @@ def count_reward(completions: list[str], **kwargs: object) -> list[float]:
 
 
 def main(spec: dict) -> dict:
-    torch.set_num_threads(spec["threads"])
     tokenizer = AutoTokenizer.from_pretrained(spec["checkpoint"])
     model = AutoModelForCausalLM.from_pretrained(spec["checkpoint"], dtype=torch.float32)
     lengths = spec["lengths"]
