@@ -9,6 +9,7 @@ from rlcore.config.rules import offloads_train
 from rlcore.config.schema import Optimizer, Recipe
 from rlcore.controller.selection import ModelPlugins, select_model
 from rlcore.errors import raise_if_any
+from rlcore.freed_memory import keep_freed_memory
 from rlcore.layout.model import place_model
 from rlcore.registry import Catalog, lock
 from rlcore.threads import compute_with
@@ -36,6 +37,7 @@ class TrainerJob:
         recipe = self.recipe
         if recipe.train.threads:
             compute_with(recipe.train.threads)
+        keep_freed_memory()
         rank.enter("joining the others")
         # Longer than the watchdog waits: it knows who is waited for, a collective does not.
         timeout = timedelta(seconds=2 * recipe.telemetry.end_stalled_after)

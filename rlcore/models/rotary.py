@@ -60,7 +60,7 @@ class _Rotation(torch.autograd.Function):
         ctx.save_for_backward(cos_t1r, sin_t1r)
         ctx.neighbours = neighbours_in, neighbours_out
         out_thd = _laid_out(_copy(x_thd), cos_t1r.shape[-1], neighbours_in, neighbours_out)
-        _rotate_(out_thd, cos_t1r, sin_t1r, neighbours_out)
+        rotate_(out_thd, cos_t1r, sin_t1r, neighbours_out)
         return out_thd
 
     @staticmethod
@@ -69,7 +69,7 @@ class _Rotation(torch.autograd.Function):
         cos_t1r, sin_t1r = ctx.saved_tensors
         neighbours_in, neighbours_out = ctx.neighbours
         out_thd = _copy(grad_thd)
-        _rotate_(out_thd, cos_t1r, -sin_t1r, neighbours_out)
+        rotate_(out_thd, cos_t1r, -sin_t1r, neighbours_out)
         return _laid_out(out_thd, cos_t1r.shape[-1], neighbours_out, neighbours_in), None, None, None, None
 
 
@@ -77,8 +77,8 @@ def _copy(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _rotate_(x_thd: Tensor, cos_t1r: Tensor, sin_t1r: Tensor, neighbours: bool) -> None:
-    """Rotate in place: x·cos + turned(x)·sin, where a quarter turn makes (-b, a) of each pair (a, b).
+def rotate_(x_thd: Tensor, cos_t1r: Tensor, sin_t1r: Tensor, neighbours: bool) -> None:
+    """Rotate the first r widths in place: x·cos + turned(x)·sin; a quarter turn makes (-b, a) of a pair (a, b).
 
     Only the turn goes through memory number by number; the arithmetic has whole rows.
     """

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from rlcore_glm4.spec import glm4_spec
 from transformers import (
     ContinuousBatchingConfig,
     GenerationConfig,
@@ -82,6 +83,7 @@ def prompts(count: int) -> list[list[int]]:
 
 
 def ours(model: PreTrainedModel) -> Callable[[Work], None]:
+    glm4_spec(model.config.to_dict()).serve_transformers(model)
     engine = LocalEngine.from_model(model, concurrency=CONCURRENCY)
 
     async def one(index: int, prompt: list[int], length: int) -> None:

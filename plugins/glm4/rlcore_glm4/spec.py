@@ -17,6 +17,7 @@ from rlcore.models.spec import LayerInfo, ModelSpec
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
     from megatron.core.transformer.transformer_config import TransformerConfig
+    from transformers import PreTrainedModel
 
 _SIZES = ("hidden_size", "intermediate_size", "max_position_embeddings", "num_hidden_layers", "vocab_size")
 
@@ -86,6 +87,7 @@ def glm4_spec(hf_config: Mapping[str, Any]) -> ModelSpec:
         layer_specs=_layer_specs,
         tied_embeddings=bool(hf_config.get("tie_word_embeddings", False)),
         shares_prompts=True,
+        serve_transformers=_serve,
     )
 
 
@@ -93,3 +95,9 @@ def _layer_specs(config: "TransformerConfig", vp_stage: int | None) -> "Transfor
     from rlcore.models.layers import SandwichNormLayer, decoder_block
 
     return decoder_block(config, vp_stage, layer=SandwichNormLayer)
+
+
+def _serve(model: "PreTrainedModel") -> None:
+    from rlcore.rollout.local_fused import fuse_attention
+
+    fuse_attention(model, neighbours=True)

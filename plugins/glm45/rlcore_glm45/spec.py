@@ -19,6 +19,7 @@ from rlcore.models.spec import LayerInfo, ModelSpec, mtp_layer_around
 if TYPE_CHECKING:
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
     from megatron.core.transformer.transformer_config import TransformerConfig
+    from transformers import PreTrainedModel
 
 _SIZES = (
     "first_k_dense_replace",
@@ -105,6 +106,7 @@ def glm45_spec(hf_config: Mapping[str, Any]) -> ModelSpec:
         },
         layer_specs=_layer_specs,
         tied_embeddings=bool(hf_config.get("tie_word_embeddings", False)),
+        serve_transformers=_serve,
     )
 
 
@@ -112,3 +114,9 @@ def _layer_specs(config: "TransformerConfig", vp_stage: int | None) -> "Transfor
     from rlcore.models.layers import decoder_block
 
     return decoder_block(config, vp_stage)
+
+
+def _serve(model: "PreTrainedModel") -> None:
+    from rlcore.rollout.local_fused import fuse_attention
+
+    fuse_attention(model, neighbours=False)

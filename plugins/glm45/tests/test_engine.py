@@ -15,7 +15,7 @@ def test_engine_and_trainer_agree_before_and_after_training(megatron, make_check
     folder = make_checkpoint(**changes)
     spec = glm45_spec(read_hf_config(folder))
     trainer = Trainer(spec, glm45_bridge(spec), folder, model=Model(checkpoint=str(folder), dtype="float32"))
-    engine = LocalEngine(folder)
+    engine = LocalEngine(folder, serve=spec.serve_transformers)
     with choice_margins() as margins:
         before, after = gaps_around_training(trainer, engine, vocab_size=spec.vocab_size)
     assert min(margins) > 1e-6
