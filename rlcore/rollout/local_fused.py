@@ -49,7 +49,7 @@ class FusedAttention(nn.Module):
         return self.o_proj(out_1thd.flatten(2)), None
 
     def _turns(self, cos_and_sin: tuple[Tensor, Tensor], plan: ForwardPlan) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [t, 1, r], which come half of r apart, as `rotate_` takes them; made once a forward."""
+        """Cosines and sines [t, 1, r] as `rotate_` takes them, made once a forward; they come in halves."""
         if TURNS not in plan.shared:
             cos, sin = (turn[0, :, None] for turn in cos_and_sin)
             plan.shared[TURNS] = (_neighbours(cos), _neighbours(sin)) if self.neighbours else (cos, sin)
