@@ -59,7 +59,8 @@ class ModelSpec:
     `mend_transformers` changes transformers' model in place where it does not compute what the published model
     was trained to: whoever runs transformers for this family calls it after loading. `serve_transformers`,
     which the local engine alone calls after that, is for attention that has more to cache than keys and
-    values: it makes it do so in the engine's slots (`rlcore.rollout.local_cache`).
+    values: it makes it do so in the engine's slots (`rlcore.rollout.local_cache`). It may also put quicker
+    forms of layers in their places (`rlcore.rollout.local_fused`).
 
     `shares_prompts` says that nothing but the usual core attention looks from one token to another, or counts
     tokens, so that in training the samples of a prompt may share its rows.
