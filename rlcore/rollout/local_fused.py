@@ -1,6 +1,6 @@
 """Attention of small models on a CPU: one product for queries, keys and values, one rotation for the first two.
 
-Decoding small models costs as much as it has operations; transformers' attention has some forty beside these.
+Decoding small models costs as much as it has operations, and transformers' attention has dozens.
 Large layers stay as they are: theirs are matrix products, each packed for its kernel.
 Axes: t packed tokens, h query heads, p all heads, d widths of a head, r those rotated, i inputs, o outputs.
 """
