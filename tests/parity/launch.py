@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rlcore.trainer.setup import destroy
+
 # Seconds without a result after which a launch has failed: a rank that waits for one that never comes.
 PATIENCE = 120.0
 
@@ -49,15 +51,17 @@ def run_tasks(tasks: Sequence[Task], world_size: int) -> Iterator[Any]:
 
 def _rank(rank: int, world_size: int, meeting: Path, tasks: Sequence[Task], results: SimpleQueue) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(str(meeting), world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     try:
-        for task in tasks:
+        for number, task in enumerate(tasks):
+            store = dist.FileStore(f"{meeting}-{number}", world_size)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
             result = task()
             if rank == 0:
                 results.put(result)
-            # No rank goes on, or leaves, while another is still at this task.
+            # No rank leaves while another is still at this task.
             dist.barrier()
+            # Groups have threads that wake a hundred times a second: those of past tasks would slow later ones.
+            destroy()
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         results.put(RanksFailed(f"rank {rank}: {type(error).__name__}: {error}"))
