@@ -31,7 +31,6 @@ _DEFAULTS: Mapping[str, Any] = {
     "moe_token_dispatcher_type": "alltoall",
     "moe_router_load_balancing_type": "none",
     "moe_router_bias_update_rate": 0.0,
-    "deallocate_pipeline_outputs": True,
     "cuda_graph_scope": [],
 }
 
@@ -87,7 +86,8 @@ def _parallel_fields(parallel: Parallel) -> dict[str, Any]:
     """Sequence parallelism comes with TP always: without it, latent attention's norms get wrong gradients.
 
     Interleaved stages send each direction by itself: where two ranks are each other's next and previous, a
-    batch of both mixes them up, without an error if lengths are equal.
+    batch of both mixes them up, without an error if lengths are equal. They go on before a send has ended, and
+    Megatron 0.16 would free an output then that is still to leave (NVIDIA/Megatron-LM#4047): they keep theirs.
     """
     interleaved = virtual_stages(parallel) is not None
     ep, etp = expert_sizes(parallel)
@@ -100,6 +100,7 @@ def _parallel_fields(parallel: Parallel) -> dict[str, Any]:
         "virtual_pipeline_model_parallel_size": virtual_stages(parallel),
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
+        "deallocate_pipeline_outputs": not interleaved,
         "num_layers_in_first_pipeline_stage": parallel.first_stage_layers,
         "num_layers_in_last_pipeline_stage": parallel.last_stage_layers,
         "pipeline_model_parallel_layout": parallel.pipeline_layout,

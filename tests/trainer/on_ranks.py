@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ compat.install()
 sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 
 import torch  # noqa: E402
+from late_sends import late_sends  # noqa: E402
 from launch import run_tasks  # noqa: E402
 from rlcore_glm45.plugin import glm45_bridge, glm45_spec  # noqa: E402
 
@@ -74,6 +76,7 @@ LAYOUTS = {
     "CP2": Parallel(cp=2),
     "PP2": Parallel(pp=2),
     "PP2xVPP2": Parallel(pp=2, vpp=2),
+    "late sends": Parallel(pp=2, vpp=2),
     "stages of 1 and 3 layers": Parallel(pp=2, first_stage_layers=1),
     "a free-form layout": Parallel(pp=2, pipeline_layout="E|tt|tt|mL"),
     "PP3": Parallel(pp=3, pipeline_layout="E|tttt|mL"),
@@ -121,8 +124,13 @@ def trainer_of(checkpoint: Path, layout: str, megatron: Mapping[str, Any] | None
 def try_layout(checkpoint: Path, layout: str) -> list[dict[str, Any]]:
     """What each rank gets: log-probs, two steps, a step with a single sample, and steps with a bad sample."""
     initialize(LAYOUTS[layout], seed=0)
+    with late_sends() if layout == "late sends" else nullcontext():
+        return from_all_ranks(results_of(checkpoint, layout))
+
+
+def results_of(checkpoint: Path, layout: str) -> dict[str, Any]:
     trainer = trainer_of(checkpoint, layout)
-    found = {
+    return {
         "log_probs": plain(trainer.log_probs(samples())),
         "steps": [trainer.train_step(samples(), OBJECTIVE) for _ in range(2)],
         "left out": trainer.train_step(poisoned(), OBJECTIVE)["skipped"],
@@ -131,7 +139,6 @@ def try_layout(checkpoint: Path, layout: str) -> list[dict[str, Any]]:
         "reference": plain(trainer.reference_log_probs(samples())),
         "losses of routers": trainer_of(checkpoint, layout, ROUTERS).train_step(samples(LONG), OBJECTIVE),
     }
-    return from_all_ranks(found)
 
 
 def plain(by_index: Mapping[int, torch.Tensor]) -> dict[int, list[float]]:

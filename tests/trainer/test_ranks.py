@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-PARALLEL = ("DP2", "TP2", "CP2", "PP2", "PP2xVPP2", "stages of 1 and 3 layers", "a free-form layout", "PP3")
+PARALLEL = (
+    "DP2",
+    "TP2",
+    "CP2",
+    "PP2",
+    "PP2xVPP2",
+    "late sends",
+    "stages of 1 and 3 layers",
+    "a free-form layout",
+    "PP3",
+)
 # What says how micro-batches were laid out, not what they gave.
 LAYOUT = ("micro_batches", "pack/token_fill", "pack/lockstep_over_ideal", "pack/makespan_over_ideal")
 
