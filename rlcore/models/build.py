@@ -8,12 +8,6 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import gpt_layer_specs
-from megatron.core.tensor_parallel.layers import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    VocabParallelEmbedding,
-    set_tensor_model_parallel_attributes,
-)
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -24,6 +18,7 @@ from rlcore.models.layers import last_decoder_layer
 from rlcore.models.mtp import mtp_block
 from rlcore.models.router import route_packed, tell_padding
 from rlcore.models.spec import ModelSpec
+from rlcore.models.split_weights import mark_split_weights
 
 __all__ = ["build_model", "padded_vocab_size", "shares_prompts", "transformer_config"]
 
@@ -67,7 +62,7 @@ def _stage(spec: ModelSpec, config: TransformerConfig, vp_stage: int | None) -> 
         vp_stage=vp_stage,
         **spec.model_args,
     )
-    _mark_split_weights(stage)
+    mark_split_weights(stage)
     tell_padding(stage)
     return stage
 
@@ -93,18 +88,3 @@ def _attend_in_plain_torch(layers: Iterable[ModuleSpec]) -> None:
         parts = layer.submodules.self_attention.submodules
         if getattr(parts, "core_attention", None) is usual:
             parts.core_attention = PackedAttention
-
-
-_SPLIT_AXES = {VocabParallelEmbedding: 0, ColumnParallelLinear: 0, RowParallelLinear: 1}
-
-
-def _mark_split_weights(stage: PolicyModel) -> None:
-    """Mark the weights that are split over TP ranks; Megatron does so only where it also initialises them.
-
-    Without the mark, a split weight would enter the gradient's norm with the first rank's part alone.
-    """
-    for module in stage.modules():
-        for kind, axis in _SPLIT_AXES.items():
-            weight = getattr(module, "weight", None)
-            if isinstance(module, kind) and weight is not None and not hasattr(weight, "tensor_model_parallel"):
-                set_tensor_model_parallel_attributes(weight, True, axis, 1)
