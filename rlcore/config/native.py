@@ -68,6 +68,8 @@ _OWNED_MEGATRON = {
     "optimizer_cpu_offload": "optimizer.cpu_offload",
     "overlap_cpu_optimizer_d2h_h2d": "optimizer.overlap_offload",
     "use_precision_aware_optimizer": "optimizer.precision_aware",
+    "store_param_remainders": "nothing: it is off, for checkpoints hold whole master weights",
+    "fine_grained_activation_offloading": "recompute.granularity (it reloads before it has offloaded)",
     **dict.fromkeys(
         (
             "num_layers",

@@ -72,13 +72,14 @@ def load_state(state: TrainingState, folder: Path, seed: int) -> bool:
     check_whole(folder)
     common = dist_checkpointing.load_common_state_dict(str(folder))
     same_layout: bool = common["layout"] == _layout()
-    weights = _weights(_policies(state))
-    asked = {**weights, "optimizer": _sharded(_moments(state, weights))}
-    loaded = _load(asked | ({"random": _random()} if same_layout else {}), folder)
-    _fill(_policies(state), loaded)
+    policies = _policies(state)
+    states = {"optimizer": _sharded(_moments(state, _weights(policies)))}
+    loaded = _load(states | ({"random": _random()} if same_layout else {}), folder)
     state.schedule.num_steps = 0
     state.schedule.load_state_dict(common["schedule"])
     _fill_optimizer(state, loaded["optimizer"])
+    # Weights come last: before it reads its states, Megatron's hybrid optimizer takes a step on noise.
+    _fill(policies, _load(_weights(policies), folder))
     state.guard.load_state_dict(common["guard"])
     if same_layout:
         _set_random_states(loaded["random"])

@@ -135,6 +135,8 @@ def _optimizer_fields(config: TransformerConfig, settings: Optimizer) -> dict[st
         "use_distributed_optimizer": True,
         # Megatron's hybrid optimizer takes its gradients from where the precision-aware one does.
         "use_precision_aware_optimizer": settings.precision_aware or offload,
+        # Checkpoints hold whole master weights, not what bfloat16 leaves of them.
+        "store_param_remainders": False,
         "optimizer_cpu_offload": offload,
         "optimizer_offload_fraction": float(offload),
         "overlap_cpu_optimizer_d2h_h2d": settings.overlap_offload and offload,

@@ -205,6 +205,28 @@ def test_a_resumed_run_continues_bit_for_bit(make_trainer, make_samples, tmp_pat
         assert torch.equal(ours, theirs), name
 
 
+def test_weights_are_those_that_were_saved_whatever_an_optimizer_does_when_it_reads_its_states(
+    make_trainer, tmp_path, monkeypatch
+):
+    """Megatron's hybrid one, which needs a GPU, takes a step on noise."""
+    saved, resumed = make_trainer(dtype="bfloat16"), make_trainer(dtype="bfloat16")
+    for one in (saved, resumed):
+        one.prepare_optimizer(OPTIMIZER, total_steps=9)
+    saved.save(tmp_path / "state")
+    (optimizer,) = resumed.state.optimizer.chained_optimizers
+    read = optimizer.load_state_dict
+
+    def read_noisily(states):
+        for weight in resumed.stages[0].parameters():
+            weight.data.add_(1.0)
+        read(states)
+
+    monkeypatch.setattr(optimizer, "load_state_dict", read_noisily)
+    resumed.load(tmp_path / "state")
+    for (name, ours), (_, theirs) in zip(resumed.exporter, saved.exporter, strict=True):
+        assert torch.equal(ours, theirs), name
+
+
 def test_a_run_whose_first_step_was_left_out_resumes_as_if_it_had_only_begun(
     make_trainer, make_samples, tmp_path
 ):
