@@ -1,10 +1,12 @@
 """A checkpoint of any layout goes on in any other: weights, optimizer, schedule.
 
-`python tests/kill/reshard.py [LAYOUT…]` prints a row per family, layout that saved and layout that went on, and
-exits with 1 if a loss differs by more than rounding, or if a state that comes back to the layout where it began
-does not go on bit for bit as if it had never left. What does not hold comes again at the end, with its figures.
+`python tests/kill/reshard.py [LAYOUT…] [--family FAMILY…]` prints a row per family, layout that saved and
+layout that went on, and exits with 1 if a loss differs by more than rounding, or if a state that comes back to
+the layout where it began does not go on bit for bit as if it had never left. What does not hold comes again at
+the end, with its figures.
 """
 
+import argparse
 import sys
 import tempfile
 from collections import defaultdict
@@ -69,11 +71,14 @@ def steps(trainer: Trainer, family: Family, layout: Layout, count: int) -> list[
     return [row[name] for row in rows for name in ("loss", "mtp/loss", "grad_norm") if name in row]
 
 
+def write_weights(folder: Path, family: Family) -> None:
+    layout = Layout("DP1")
+    initialize(layout.parallel, SEED)
+    ranks.write_random(ranks.checkpoint_of(folder, family), family, layout)
+
+
 def begin(folder: Path, family: Family, layout: Layout) -> list[float]:
     """Train, save, and go on: what all others are held against."""
-    if family.world_size(layout) == 1:
-        initialize(layout.parallel, SEED)
-        ranks.write_random(ranks.checkpoint_of(folder, family), family, layout)
     trainer = trainer_of(folder, family, layout)
     steps(trainer, family, layout, 2)
     trainer.save(saved(folder, family, layout))
@@ -111,6 +116,7 @@ def on_their_ranks(family: Family, tasks: Mapping[Key, tuple[Layout, Task]]) -> 
 def try_family(folder: Path, family: Family, layouts: Sequence[Layout]) -> list[str]:
     """Print a row of each pair; return what does not hold."""
     pairs = [(before, after) for before in layouts for after in layouts if before is not after]
+    list(run_tasks([partial(write_weights, folder, family)], world_size=1))
     whole = on_their_ranks(family, {one: (one, partial(begin, folder, family, one)) for one in layouts})
     moved = on_their_ranks(family, {(a, b): (b, partial(go_on, folder, family, a, b)) for a, b in pairs})
     home = on_their_ranks(family, {(a, b): (a, partial(come_back, folder, family, a, b)) for a, b in pairs})
@@ -129,16 +135,21 @@ def print_row(family: Family, pair: Pair, whole: list[float], moved: list[float]
     return "" if holds else f"{row}\n    stayed {whole}\n    moved  {moved}\n    back   {home}"
 
 
-def main(names: Sequence[str]) -> int:
+def main(families: Sequence[str], layouts: Sequence[str]) -> int:
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        for family in FAMILIES:
-            chosen = [name for name in CHOSEN.get(family.name, ()) if not names or name in names]
+        for family in (family for family in FAMILIES if family.name in families):
+            chosen = [Layout(name) for name in CHOSEN[family.name] if name in layouts]
             if len(chosen) > 1:
-                wrong += try_family(Path(folder), family, [Layout(name) for name in chosen])
+                wrong += try_family(Path(folder), family, chosen)
     print(f"pairs that do not hold: {len(wrong)}", *wrong, sep="\n")
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    every = sorted({*DENSE, *EXPERTS, *PUBLISHED})
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("layouts", nargs="*", metavar="LAYOUT", help=f"of {', '.join(every)}; without: all")
+    parser.add_argument("--family", nargs="+", choices=CHOSEN, default=CHOSEN, help="without: all")
+    chosen = parser.parse_args()
+    sys.exit(main(chosen.family, chosen.layouts or every))

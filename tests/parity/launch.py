@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # Optimizers import it: here once, not in every rank.
 import torch.distributed as dist
 
 from rlcore.trainer.setup import destroy
