@@ -10,7 +10,7 @@ from rlcore_glm4.plugin import glm4_bridge, glm4_spec
 from rlcore.config.schema import Model, Parallel
 from rlcore.data.train_sample import TrainSample
 from rlcore.testing.tiny import tiny_checkpoint
-from rlcore.trainer.setup import destroy, initialize
+from rlcore.trainer.setup import process_groups
 from rlcore.trainer.trainer import Trainer
 
 CONFIG = {
@@ -31,12 +31,12 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
+# Of each module, for tests of another folder may leave the groups in between.
+@pytest.fixture(scope="module", autouse=True)
 def one_process() -> Iterator[None]:
     torch.set_num_threads(1)
-    initialize(Parallel(), seed=0)
-    yield
-    destroy()
+    with process_groups(Parallel(), seed=0):
+        yield
 
 
 @pytest.fixture(scope="session")
