@@ -20,7 +20,7 @@ from rlcore.errors import Problem, RlcoreError, fail, raise_if_any
 
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 _AT_ONCE = 64
-_NODE = (sys.executable, "-m", "rlcore.cluster.node")
+_NODE = (sys.executable, "-P", "-m", "rlcore.cluster.node")
 # Proxies would come between the nodes. Left to itself, a head of Ray 2.60 makes a token that nobody else has;
 # here the network decides who may join, as with Ray before.
 _UNSET = [word for name in PROXIES for one in (name, name.upper()) for word in ("-u", one)]

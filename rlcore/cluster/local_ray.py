@@ -49,7 +49,7 @@ class LocalRay:
         finally:
             started = set(descendants(os.getpid())) - set(before)
             helpers = [f"{one.number}:{one.started}" for one in map(identify, started) if one]
-            command = [sys.executable, "-m", "rlcore.cluster.reaper", self.folder, *helpers]
+            command = [sys.executable, "-P", "-m", "rlcore.cluster.reaper", self.folder, *helpers]
             # In a session of its own, where no Ctrl-C reaches it.
             self._reaper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 

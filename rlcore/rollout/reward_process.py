@@ -121,7 +121,8 @@ class RewardProcess:
         descriptors = (theirs.fileno(), self._last_words.fileno())
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rlcore.rollout.reward_worker", *map(str, descriptors)],
+                # -P: a folder or file of the current folder is not taken for a module of its name.
+                [sys.executable, "-P", "-m", "rlcore.rollout.reward_worker", *map(str, descriptors)],
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=STANDARD_ERROR,

@@ -93,6 +93,14 @@ def test_values_add_up_by_weight_and_parts_are_named_after_their_reward(install)
     assert samples[0].reward_parts == outcomes[0].parts
 
 
+def test_files_of_the_current_folder_take_no_modules_place(install, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "pickle.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path / "here")
+    install(LENGTH, "length")
+    assert [outcome.value for outcome in score([UseReward(use="length")], group("ab"))] == [2]
+
+
 def test_a_reward_used_twice_keeps_both_values(install):
     install(LENGTH, "length")
     (outcome,) = score([UseReward(use="length"), UseReward(use="length", weight=-1)], group("ab"))

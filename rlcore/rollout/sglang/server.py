@@ -101,7 +101,7 @@ class ServerProcess(Server):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        guard = [sys.executable, "-m", "rlcore.rollout.sglang.guard", str(self.pid)]
+        guard = [sys.executable, "-P", "-m", "rlcore.rollout.sglang.guard", str(self.pid)]
         # Outside this process's group, or what ends the group would end its guard, and leave the server.
         self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
 
