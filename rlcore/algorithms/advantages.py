@@ -13,8 +13,9 @@ def whiten(advantages_t: torch.Tensor, loss_mask_t: torch.Tensor) -> torch.Tenso
 
     A single masked token has no spread: its advantage becomes 0.
     """
-    mask_t = loss_mask_t.to(advantages_t.dtype)
+    # In float32 equal advantages differ from their mean by a rounding, which the scale blows up.
+    wide_t, mask_t = advantages_t.double(), loss_mask_t.double()
     count = mask_t.sum()
-    centred_t = advantages_t - (advantages_t * mask_t).sum() / count.clamp(min=1)
+    centred_t = wide_t - (wide_t * mask_t).sum() / count.clamp(min=1)
     variance = (centred_t.square() * mask_t).sum() / (count - 1).clamp(min=1)
-    return centred_t * torch.rsqrt(variance + 1e-8)
+    return (centred_t * torch.rsqrt(variance + 1e-8)).to(advantages_t)

@@ -81,12 +81,14 @@ class _Groups:
     def __init__(self, batch: AdvantageBatch) -> None:
         self.of_n = batch.group_n.unique(return_inverse=True)[1]  # type: ignore[no-untyped-call]
         self.size_g = self.of_n.bincount()
-        mean_g = self.sum(batch.rewards_n) / self.size_g
-        self.centred_n = batch.rewards_n - mean_g[self.of_n]
+        # In float32 equal rewards differ from their mean by a rounding, which a division by as little blows up.
+        rewards_n = batch.rewards_n.double()
+        mean_g = self.sum(rewards_n) / self.size_g
+        self.centred_n = rewards_n - mean_g[self.of_n]
 
     def sum(self, values_n: "torch.Tensor") -> "torch.Tensor":
         return values_n.new_zeros(len(self.size_g)).index_add(0, self.of_n, values_n)
 
 
 def _per_token(advantages_n: "torch.Tensor", batch: AdvantageBatch) -> Advantages:
-    return Advantages(advantages_t=advantages_n.repeat_interleave(batch.lengths_n))
+    return Advantages(advantages_t=advantages_n.to(batch.rewards_n).repeat_interleave(batch.lengths_n))

@@ -63,6 +63,12 @@ def test_a_group_of_one_teaches_nothing():
         assert found[1:].all()
 
 
+@given(st.floats(-1000, 1000, width=32), st.integers(2, 64))
+def test_a_group_of_equal_rewards_teaches_nothing(reward, size):
+    for estimator, options in ((grpo, GrpoOptions()), (rloo, RlooOptions())):
+        assert not advantages(estimator, options, [reward] * size, [0] * size).any()
+
+
 @given(st.randoms(), st.lists(st.integers(1, 5), min_size=1, max_size=5))
 def test_groups_are_found_by_number_wherever_their_samples_stand(random, sizes):
     groups = [number for number, size in enumerate(sizes) for _ in range(size)]
