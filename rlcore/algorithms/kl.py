@@ -10,6 +10,8 @@ import torch
 KLEstimator = Literal["k1", "k2", "k3", "low_var_kl"]
 
 _LOW_VAR_BOUND = 10.0
+# exp of this is a finite float32.
+_LARGEST_EXPONENT = 80.0
 
 
 def kl_divergence(
@@ -30,6 +32,9 @@ def kl_divergence(
     elif estimator == "k2":
         kl_t = difference_t.square() / 2
     else:
+        if estimator == "low_var_kl":
+            # The bound below gives these tokens no gradient, but nothing times infinity is not a number.
+            difference_t = difference_t.clamp(min=-_LARGEST_EXPONENT)
         # expm1 keeps the digits that exp(-r) - 1 loses near zero, where a young policy spends its time.
         kl_t = torch.expm1(-difference_t) + difference_t
     if importance_ratio_t is not None:

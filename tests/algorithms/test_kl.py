@@ -26,6 +26,14 @@ def test_only_low_var_kl_is_clamped():
     assert kl_divergence(policy, reference, "k3").item() > 1000
 
 
+def test_a_token_far_beyond_the_bound_spoils_no_gradient():
+    policy = torch.tensor([-100.0, -2.0], requires_grad=True)
+    kl = kl_divergence(policy, torch.tensor([-1.0, -1.0]), "low_var_kl")
+    kl.sum().backward()
+    assert kl[0] == 10
+    torch.testing.assert_close(policy.grad, torch.tensor([0.0, 1 - torch.e]))
+
+
 def test_the_importance_ratio_multiplies_before_the_clamp():
     ratio = torch.tensor([2.0, 2.0, 2.0])
     doubled = kl_divergence(POLICY, REFERENCE, "k3", ratio)
