@@ -68,6 +68,11 @@ def test_log_probs_that_are_no_numbers_are_told():
         taken(broken)
 
 
+def test_tokens_without_log_probs_are_no_answer():
+    with pytest.raises(RlcoreError, match="of 4 new tokens 1 have log-probs"):
+        taken(part(1, [1]), part(5, [5], finish_reason=LENGTH))
+
+
 def test_a_request_that_the_server_gives_up_says_why():
     reason = {"type": "abort", "message": "out of memory", "status_code": 500}
     with pytest.raises(RlcoreError, match="out of memory"):

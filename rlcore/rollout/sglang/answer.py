@@ -25,10 +25,16 @@ class Answer:
     finish: FinishReason | None = None
 
     def take(self, meta: Mapping[str, Any]) -> None:
-        """Add a part, given by its `meta_info`. Raises RlcoreError where the server says why it made none."""
+        """Add a part, given by its `meta_info`.
+
+        Raises RlcoreError where the server says why it made none, or does not give all log-probs.
+        """
         self._forget(meta["completion_tokens"])
         listed: Sequence[Any] = meta.get("output_token_logprobs") or ()
-        new = listed[len(listed) - (meta["completion_tokens"] - len(self.tokens)) :]
+        missing = meta["completion_tokens"] - len(self.tokens)
+        if missing > len(listed):
+            raise fail(f"request {meta['id']}", f"of {missing} new tokens {len(listed)} have log-probs")
+        new = listed[len(listed) - missing :]
         version = version_number(meta["weight_version"])
         if any(log_prob is None for log_prob, *_ in new):
             raise fail(f"request {meta['id']}", f"weights of version {version} give logits that are not finite")
