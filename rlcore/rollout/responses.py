@@ -22,7 +22,8 @@ Group = list[Sample]
 OnProgress = Callable[[int, int, int], None]
 
 STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
-UNFINISHED = (Status.PENDING, Status.ABORTED)
+# A failed sample is among them: its group may come again, out of a checkpoint that was made meanwhile.
+UNFINISHED = (Status.PENDING, Status.ABORTED, Status.FAILED)
 # Before a lost request is asked again, and twice that before the next time.
 BACKOFF_SECONDS = 0.5
 LOOK_SECONDS = 0.2

@@ -4,7 +4,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from rlcore.config.generation import Rollout as Settings
-from rlcore.data.sample import Sample
+from rlcore.data.sample import Sample, Status
 from rlcore.errors import RlcoreError, fail
 from rlcore.protocols import Drop, Keep
 from rlcore.rollout.generation import Generator
@@ -162,6 +162,21 @@ def test_a_saved_line_goes_on_with_nothing_lost_and_nothing_twice(streaming):
             return taken + [names(await stream.take(0)) for _ in range(3)]
 
     assert asyncio.run(run()) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_a_sample_that_had_failed_when_the_line_was_saved_is_asked_for_again(streaming):
+    group = Source().next(1)[0]
+    group[0].status = Status.FAILED
+    saved = [{"kept": False, "group": [sample.to_dict() for sample in group]}]
+
+    async def run():
+        async with streaming(Source(1), state=saved) as stream:
+            stream.allow(2)
+            return await stream.take(0)
+
+    rollout = asyncio.run(run())
+    assert names(rollout) == [0, 1]
+    assert all(sample.tokens for sample in rollout.groups[0])
 
 
 def test_new_weights_reach_responses_under_way_and_each_token_knows_its_own(streaming, engine):
