@@ -1,7 +1,9 @@
 """From a ModelSpec and a recipe's choices to Megatron's TransformerConfig; who may set which field."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from enum import EnumMeta
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -66,9 +68,24 @@ def transformer_config(
         "mtp_num_layers": mtp_layers or None,
         **_FIXED,
         "use_cpu_initialization": not torch.cuda.is_available(),
-        **megatron_overrides,
+        **by_name(kind, megatron_overrides),
     }
     return kind(num_layers=len(spec.layers), hidden_size=spec.hidden_size, **fields)
+
+
+def by_name(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a configuration of Megatron's, whose enums and dtypes are given by name.
+
+    Megatron compares them with members and types, so that a name would count as none of them, without an error.
+    """
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    return {name: _member(types.get(name), value) for name, value in values.items()}
+
+
+def _member(kind: Any, value: Any) -> Any:
+    if isinstance(kind, EnumMeta):
+        return kind[value]
+    return getattr(torch, value) if value and torch.dtype in (kind, *get_args(kind)) else value
 
 
 def gathers_tokens(config: TransformerConfig) -> bool:

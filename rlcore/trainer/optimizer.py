@@ -23,6 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from rlcore.config.native import megatron_problems
 from rlcore.config.schema import BadSteps, Optimizer
 from rlcore.errors import Problem, fail, raise_if_any
+from rlcore.models.config import by_name
 from rlcore.models.forward import PolicyModel
 from rlcore.models.mtp import refresh_embedding
 from rlcore.models.router import counting_routers
@@ -183,7 +184,7 @@ def is_training_field(name: str) -> bool:
 
 
 def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name in _names(kind)}
+    return by_name(kind, {name: value for name, value in values.items() if name in _names(kind)})
 
 
 def _names(kind: type) -> set[str]:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from megatron.core.transformer.enums import AttnBackend
 
 from rlcore.config.schema import Parallel, Recompute
 from rlcore.errors import RlcoreError
@@ -24,6 +25,12 @@ def test_architecture_comes_from_the_spec(configure):
 
 def test_a_native_field_passes_through(configure):
     assert configure({"attention_softmax_in_fp32": False}).attention_softmax_in_fp32 is False
+
+
+def test_an_enum_and_a_dtype_are_written_by_name(configure):
+    config = configure({"attention_backend": "flash", "autocast_dtype": "bfloat16"})
+    assert config.attention_backend is AttnBackend.flash
+    assert config.autocast_dtype is torch.bfloat16
 
 
 def test_tensor_parallelism_brings_sequence_parallelism(configure):
