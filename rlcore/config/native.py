@@ -68,7 +68,9 @@ _OWNED_MEGATRON = {
     "optimizer_cpu_offload": "optimizer.cpu_offload",
     "overlap_cpu_optimizer_d2h_h2d": "optimizer.overlap_offload",
     "use_precision_aware_optimizer": "optimizer.precision_aware",
+    "optimizer_offload_fraction": "optimizer.cpu_offload (all of it: Megatron updates the rest too early)",
     "store_param_remainders": "nothing: it is off, for checkpoints hold whole master weights",
+    "loss_scale": "nothing: losses are not scaled, and Megatron would still divide gradients by it",
     "fine_grained_activation_offloading": "recompute.granularity (it reloads before it has offloaded)",
     **dict.fromkeys(
         (
@@ -87,12 +89,25 @@ _OWNED_MEGATRON = {
         _FROM_CONFIG_JSON,
     ),
 }
+# Losses of routers that Megatron gets wrong where micro-batches are packed (NVIDIA/Megatron-LM#7213).
+_NOT_FOR_PACKED = {
+    "seq_aux_loss": "takes a packed micro-batch for one sequence, and is then aux_loss",
+    "global_aux_loss": "divides tokens of an average micro-batch by those of the current one, and they differ",
+}
+_DTYPES = ("float32", "float16", "bfloat16", "uint8")
 Fields = Mapping[str, ast.expr]
 
 
 def megatron_problems(settings: Mapping[str, Any]) -> list[Problem]:
     """Check `megatron:`; places are keys of the recipe. Unknown names pass where Megatron is not installed."""
-    return list(_problems("megatron", settings, _OWNED_MEGATRON, megatron_fields()))
+    own = _problems("megatron", settings, _OWNED_MEGATRON, megatron_fields())
+    return [*own, *_balancing_problems(settings.get("moe_router_load_balancing_type"))]
+
+
+def _balancing_problems(chosen: Any) -> Iterator[Problem]:
+    for kind, message in _NOT_FOR_PACKED.items():
+        if kind in (chosen if isinstance(chosen, list) else [chosen]):
+            yield Problem("megatron.moe_router_load_balancing_type", f"{kind} {message}", "use aux_loss")
 
 
 def _problems(
@@ -105,9 +120,13 @@ def _problems(
         elif fields and name not in fields:
             yield Problem(place, f"there is no field {name!r}", suggest_field(name, fields, owned))
         elif fields and not accepts(fields[name], value):
-            yield Problem(
-                place, f"{value!r} does not fit {name}", f"a value of type {ast.unparse(fields[name])}"
-            )
+            yield Problem(place, f"{value!r} does not fit {name}", _fitting(fields[name]))
+
+
+def _fitting(annotation: ast.expr) -> str:
+    kind = ast.unparse(annotation)
+    names = _DTYPES if kind == "torch.dtype" else _enums().get(kind)
+    return f"one of {', '.join(names)}" if names else f"a value of type {kind}"
 
 
 def suggest_field(name: str, fields: Fields, owned: Mapping[str, str]) -> str:
@@ -128,20 +147,31 @@ def megatron_fields() -> Fields:
     return fields
 
 
+@cache
+def _enums() -> Mapping[str, tuple[str, ...]]:
+    """Names of the members of Megatron's enums."""
+    return {
+        kind.name: tuple(ast.unparse(line.targets[0]) for line in kind.body if isinstance(line, ast.Assign))
+        for kind in _classes_in("megatron", "core/transformer/enums.py")
+    }
+
+
 def _fields_in(package: str, file: str, classes: tuple[str, ...]) -> dict[str, ast.expr]:
+    return {
+        line.target.id: line.annotation
+        for kind in _classes_in(package, file)
+        if kind.name in classes
+        for line in kind.body
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+    }
+
+
+def _classes_in(package: str, file: str) -> list[ast.ClassDef]:
     spec = importlib.util.find_spec(package)
     folders = (spec.submodule_search_locations if spec else None) or []
     source = next((Path(folder, file) for folder in folders if Path(folder, file).is_file()), None)
-    if source is None:
-        return {}
-    tree = ast.parse(source.read_text(encoding="utf-8"))
-    return {
-        line.target.id: line.annotation
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name in classes
-        for line in node.body
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-    }
+    tree = ast.parse(source.read_text(encoding="utf-8") if source else "")
+    return [node for node in tree.body if isinstance(node, ast.ClassDef)]
 
 
 def accepts(annotation: ast.expr, value: Any) -> bool:
@@ -165,6 +195,10 @@ def accepts(annotation: ast.expr, value: Any) -> bool:
             return True
         case ast.Name(id="Callable"):
             return False
+        case ast.Name(id=name) if name in _enums():
+            return value in _enums()[name]
+        case ast.Attribute(attr="dtype"):
+            return value in _DTYPES
         case ast.BinOp(op=ast.BitOr()):
             return accepts(annotation.left, value) or accepts(annotation.right, value)
         case ast.Subscript(value=ast.Name(id=outer)):

@@ -49,20 +49,6 @@ class PackedRouter(TopKRouter):
         counted_te = self._something_counted(routing_map)
         return super()._apply_aux_loss(probs, scores_for_aux_loss, counted_te, with_padding_mask)
 
-    def _apply_seq_aux_loss(
-        self,
-        probs: Tensor,
-        scores_for_aux_loss: Tensor,
-        routing_map: Tensor,
-        seq_length: int,
-        bsz: int,
-        with_padding_mask: bool = False,
-    ) -> Tensor:
-        counted_te = self._something_counted(routing_map)
-        return super()._apply_seq_aux_loss(
-            probs, scores_for_aux_loss, counted_te, seq_length, bsz, with_padding_mask
-        )
-
     def _something_counted(self, counted_te: Tensor) -> Tensor:
         """Without any token Megatron's loss is NaN: padding then counts as chosen, and its scores are zeros."""
         found = reduce_from_tensor_model_parallel_region(counted_te.sum(), self.tp_cp_group)

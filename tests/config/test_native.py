@@ -33,6 +33,12 @@ def test_the_native_settings_of_the_published_recipes_pass():
         ("tensor_model_paralel_size", 2, "no field", "use parallel.tp"),
         ("lr", 1e-6, "rlcore sets", "optimizer.lr"),
         ("num_layers", 4, "rlcore sets", "model.overrides"),
+        ("loss_scale", 128.0, "rlcore sets", "divide gradients"),
+        ("optimizer_offload_fraction", 0.5, "rlcore sets", "optimizer.cpu_offload"),
+        ("attention_backend", "flush", "does not fit", "one of flash, fused"),
+        ("exp_avg_dtype", "bf16", "does not fit", "bfloat16"),
+        ("moe_router_load_balancing_type", "seq_aux_loss", "packed micro-batch", "use aux_loss"),
+        ("moe_router_load_balancing_type", ["aux_loss", "global_aux_loss"], "they differ", "use aux_loss"),
     ],
 )
 def test_a_wrong_megatron_setting_gets_a_remedy(name, value, message, remedy):
