@@ -178,7 +178,7 @@ class Eval(Section):
     """Evaluation during training."""
 
     every: PositiveInt | None = None
-    """Steps between evaluations; none by default."""
+    """Steps between evaluations; one always follows the last step."""
     before_train: bool = True
     """Also evaluate before the first step."""
     datasets: list[EvalDataset] = []
