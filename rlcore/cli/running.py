@@ -47,8 +47,10 @@ def load(args: argparse.Namespace) -> "LoadedRecipe":
     """The recipe that the arguments name; a resumed run has its own."""
     from rlcore.config.load import read_recipe
 
-    if args.recipe or not (args.resume and args.run_dir):
+    if args.recipe or not args.resume:
         return read_recipe(named_recipe(args), args.overrides)
+    if not args.run_dir:
+        raise fail("--resume", "no run was given", "--run-dir DIR, or the recipe that the run was begun with")
     written = args.run_dir / "config.resolved.yaml"
     if not written.is_file():
         raise fail(str(args.run_dir), "holds no run to resume", "give the recipe and drop --resume")

@@ -29,6 +29,11 @@ def is_here(checkpoint: str) -> bool:
     return Path(checkpoint).expanduser().is_dir()
 
 
+def is_hub_id(checkpoint: str) -> bool:
+    """Whether a checkpoint is named as model hubs do: ORG/MODEL."""
+    return _HUB_ID.fullmatch(checkpoint) is not None
+
+
 def missing_weights(key: str, folder: Path, *, torch_dist_only: bool) -> Iterator[Problem]:
     """One problem if the folder that `key` names holds no weights: torch_dist, or else Hugging Face format."""
     folder = folder.expanduser()
@@ -70,7 +75,7 @@ def read_architecture(checkpoint: str, overrides: dict[str, Any], catalog: Catal
 def _config_file(checkpoint: str, catalog: Catalog) -> Path:
     if is_here(checkpoint):
         return Path(checkpoint).expanduser() / "config.json"
-    if not _HUB_ID.fullmatch(checkpoint):
+    if not is_hub_id(checkpoint):
         message = f"there is no folder {checkpoint!r} on this machine"
         raise fail("model.checkpoint", message, "the path of a checkpoint, or a hub id such as ORG/MODEL")
     name = checkpoint.split("/")[1].lower()

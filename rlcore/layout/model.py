@@ -79,7 +79,8 @@ def read_model(recipe: Recipe, catalog: Catalog) -> Placeable:
     key = "model.plugin" if model.plugin else "model.checkpoint"
     spec: ModelSpec = catalog.load("model_spec", name, key).create(architecture.hf_config)
     spec = spec.chosen(model.options)
-    rules = {name: key, **dict.fromkeys(recipe.layout_validators, "layout_validators")}
+    chosen = {rule: f"layout_validators.{index}" for index, rule in enumerate(recipe.layout_validators)}
+    rules = {name: key, **chosen}
     return Placeable(
         spec, tuple(catalog.load("layout_validator", rule, key).create(spec) for rule, key in rules.items())
     )

@@ -89,6 +89,11 @@ def test_an_unexpected_error_shows_no_traceback_unless_asked(command, capsys):
             cli.main(argv)
 
 
+def test_resuming_nothing_asks_for_the_folder_of_a_run(capsys):
+    assert cli.main(["train", "--resume"]) == 1
+    assert "--run-dir DIR" in capsys.readouterr().err
+
+
 def test_an_interrupt_ends_with_130(command):
     command(raising(KeyboardInterrupt()))
     assert cli.main(["doctor"]) == 130

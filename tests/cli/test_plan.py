@@ -29,6 +29,24 @@ def test_every_shipped_recipe_plans(capsys, name):
     assert here_or_not == []
 
 
+def test_a_checkpoint_of_a_hub_is_fetched_to_a_folder_that_the_recipe_then_names(capsys):
+    _, out, _ = plan(capsys, BIG)
+    assert "--local-dir FOLDER, then --set model.checkpoint=FOLDER" in out
+
+
+def test_a_folder_that_is_not_there_is_said_once_and_is_no_model_of_a_hub(capsys):
+    code, out, err = plan(capsys, BIG, "--set", "model.checkpoint=no/such/folder")
+    assert code == 1
+    assert "hf download" not in out + err
+    assert (out + err).count("on this machine") == 1
+
+
+def test_an_unknown_layout_validator_is_said_once(capsys):
+    code, _, err = plan(capsys, BIG, "--set", "layout_validators=[nope]")
+    assert code == 1
+    assert err.count("error:") == 1
+
+
 def test_the_published_recipe_shows_its_plugins_batches_and_layout(capsys):
     code, out, err = plan(capsys, BIG)
     assert (code, err) == (0, "")
