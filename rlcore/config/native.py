@@ -89,10 +89,20 @@ _OWNED_MEGATRON = {
         _FROM_CONFIG_JSON,
     ),
 }
-# Losses of routers that Megatron gets wrong where micro-batches are packed (NVIDIA/Megatron-LM#7213).
+# What Megatron gets wrong without an error where micro-batches are packed (NVIDIA/Megatron-LM#7213, #4816).
 _NOT_FOR_PACKED = {
-    "seq_aux_loss": "takes a packed micro-batch for one sequence, and is then aux_loss",
-    "global_aux_loss": "divides tokens of an average micro-batch by those of the current one, and they differ",
+    ("moe_router_load_balancing_type", "seq_aux_loss"): (
+        "takes a packed micro-batch for one sequence, and is then aux_loss",
+        "aux_loss",
+    ),
+    ("moe_router_load_balancing_type", "global_aux_loss"): (
+        "divides tokens of an average micro-batch by those of the current one, and they differ",
+        "aux_loss",
+    ),
+    ("moe_flex_dispatcher_backend", "hybridep"): (
+        "needs equally many tokens on every rank, and packed micro-batches differ",
+        "deepep",
+    ),
 }
 _DTYPES = ("float32", "float16", "bfloat16", "uint8")
 Fields = Mapping[str, ast.expr]
@@ -101,13 +111,14 @@ Fields = Mapping[str, ast.expr]
 def megatron_problems(settings: Mapping[str, Any]) -> list[Problem]:
     """Check `megatron:`; places are keys of the recipe. Unknown names pass where Megatron is not installed."""
     own = _problems("megatron", settings, _OWNED_MEGATRON, megatron_fields())
-    return [*own, *_balancing_problems(settings.get("moe_router_load_balancing_type"))]
+    return [*own, *_packing_problems(settings)]
 
 
-def _balancing_problems(chosen: Any) -> Iterator[Problem]:
-    for kind, message in _NOT_FOR_PACKED.items():
-        if kind in (chosen if isinstance(chosen, list) else [chosen]):
-            yield Problem("megatron.moe_router_load_balancing_type", f"{kind} {message}", "use aux_loss")
+def _packing_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
+    for (name, choice), (message, instead) in _NOT_FOR_PACKED.items():
+        chosen = settings.get(name)
+        if choice in (chosen if isinstance(chosen, list) else [chosen]):
+            yield Problem(f"megatron.{name}", f"{choice} {message}", f"use {instead}")
 
 
 def _problems(
