@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -108,6 +109,25 @@ def outside_plugin(tmp_path_factory) -> Path:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "--target", target, project], check=True)
     return target
+
+
+@pytest.fixture
+def ends():
+    """Whether the process of a number ends within a minute; one that is left to its parent to fetch has."""
+
+    def runs(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
+    def wait(pid):
+        until = time.monotonic() + 60
+        while runs(pid) and time.monotonic() < until:
+            time.sleep(0.01)
+        return not runs(pid)
+
+    return wait
 
 
 @pytest.fixture

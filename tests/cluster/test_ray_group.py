@@ -68,15 +68,7 @@ def pids(group):
     return group.call("pid")
 
 
-def is_running(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def test_ranks_are_processes_that_work_together_until_one_falls(group, pids, tmp_path):
+def test_ranks_are_processes_that_work_together_until_one_falls(group, pids, ends, tmp_path):
     assert len({*pids, os.getpid()}) == 3
     assert group.call("add", 10) == [torch.tensor(21.0)] * 2
     assert group.call("part_of_a_buffer")[1].tolist() == [10, 11]
@@ -97,10 +89,10 @@ def test_ranks_are_processes_that_work_together_until_one_falls(group, pids, tmp
     assert str(tmp_path / "trainer-1.log") in str(fell.value)
     assert not group.alive
     group.close()
-    assert not any(map(is_running, pids))
+    assert all(map(ends, pids))
 
 
-def test_a_rank_that_is_killed_is_named_and_the_others_end_too(group, pids):
+def test_a_rank_that_is_killed_is_named_and_the_others_end_too(group, pids, ends):
     group.check()
     threading.Timer(0.5, os.kill, (pids[0], signal.SIGKILL)).start()
     with pytest.raises(RanksLostError, match=rf"rank 0 \(pid {pids[0]}\): its process ended during sleep"):
@@ -108,10 +100,10 @@ def test_a_rank_that_is_killed_is_named_and_the_others_end_too(group, pids):
     with pytest.raises(RanksLostError):
         group.check()
     group.close()
-    assert not any(map(is_running, pids))
+    assert all(map(ends, pids))
 
 
-def test_a_rank_that_is_stopped_is_named_and_can_be_given_up(group, pids):
+def test_a_rank_that_is_stopped_is_named_and_can_be_given_up(group, pids, ends):
     os.kill(pids[1], signal.SIGSTOP)
     found = []
 
@@ -129,7 +121,7 @@ def test_a_rank_that_is_stopped_is_named_and_can_be_given_up(group, pids):
     assert "rank 1 does not answer in meet" in found[0].text
     assert "rank 0 waits for it (meeting since" in found[0].text
     group.close()
-    assert not any(map(is_running, pids))
+    assert all(map(ends, pids))
 
 
 def test_more_ranks_than_gpus_are_refused_before_ray_starts(monkeypatch):

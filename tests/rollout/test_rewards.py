@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,14 +114,15 @@ def test_a_reward_used_twice_keeps_both_values(install):
         ("nan", "value is nan"),
         ("exit", "exit status 3"),
         ("segfault", "SIGSEGV"),
-        ("hang", "longer than 0.5 s and was killed"),
-        ("stop", "longer than 0.5 s and was killed"),
+        ("hang", "longer than 1 s and was killed"),
+        ("stop", "longer than 1 s and was killed"),
     ],
 )
 def test_under_zero_only_the_sample_at_fault_loses_its_reward(install, response, cause):
     install(MISBEHAVE, "moody")
     outcomes = score(
-        moody(on_error="zero", timeout=0.5), group("fine", response, "fine") + group("fine", number=1)
+        moody(on_error="zero", timeout=1.0 if "longer" in cause else 30.0),
+        group("fine", response, "fine") + group("fine", number=1),
     )
     assert [outcome.value for outcome in outcomes] == [1, 0, 1, 1]
     assert cause in outcomes[1].error
@@ -159,20 +159,24 @@ def test_a_hung_reward_is_killed_and_the_line_where_it_hung_is_named(install):
 
 def test_an_async_reward_that_waits_for_ever_is_killed_too(install):
     install("import asyncio\n@reward\nasync def idle(sample):\n    await asyncio.Event().wait()\n", "idle")
-    (outcome,) = score([UseReward(use="idle", timeout=0.3, on_error="zero")], group("x"))
+    (outcome,) = score([UseReward(use="idle", timeout=1.0, on_error="zero")], group("x"))
     assert "while it awaited something" in outcome.error
 
 
-def test_killing_a_hung_reward_ends_what_it_had_started(install, tmp_path):
+def test_killing_a_hung_reward_ends_what_it_had_started(install, tmp_path, ends):
     spawn = 'child = subprocess.Popen(["sleep", "60"])'
     write = 'open(sample.response, "w").write(f"{os.getpid()} {child.pid}")'
     install(f"@reward\ndef spawner(sample):\n    {spawn}\n    {write}\n    time.sleep(60)\n", "spawner")
     pids = tmp_path / "pids"
-    score([UseReward(use="spawner", timeout=0.5, on_error="zero", concurrency=1)], group(str(pids)))
-    assert all(_ends(int(pid)) for pid in pids.read_text().split())
+    # A busy machine may take longer than the first to start anything.
+    for timeout in (0.5, 5.0, 50.0):
+        score([UseReward(use="spawner", timeout=timeout, on_error="zero", concurrency=1)], group(str(pids)))
+        if pids.exists() and pids.read_text():
+            break
+    assert all(ends(int(pid)) for pid in pids.read_text().split())
 
 
-def test_closing_ends_a_call_that_is_under_way(install, tmp_path):
+def test_closing_ends_a_call_that_is_under_way(install, tmp_path, ends):
     write = 'open(sample.response, "w").write(str(os.getpid()))'
     install(f"@reward\ndef slow(sample):\n    {write}\n    time.sleep(60)\n", "slow")
     pid = tmp_path / "pid"
@@ -187,7 +191,7 @@ def test_closing_ends_a_call_that_is_under_way(install, tmp_path):
         await runner.close()
 
     asyncio.run(cancelled())
-    assert _ends(int(pid.read_text()))
+    assert ends(int(pid.read_text()))
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -272,13 +276,3 @@ def test_a_plugin_that_changed_since_the_run_started_scores_nothing(install):
 
     with pytest.raises(RlcoreError, match="have changed since the run started"):
         asyncio.run(run())
-
-
-def _ends(pid: int) -> bool:
-    """Whether the process is gone (or waits as a zombie for its parent) within seconds."""
-    stat = Path(f"/proc/{pid}/stat")
-    for _ in range(500):
-        if not stat.exists() or stat.read_text().split()[2] == "Z":
-            return True
-        time.sleep(0.01)
-    return False

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,14 +34,6 @@ def alive(pid):
     except ProcessLookupError:
         return False
     return True
-
-
-def gone(pid):
-    """Wait until a process has ended."""
-    until = time.monotonic() + 30
-    while alive(pid) and time.monotonic() < until:
-        time.sleep(0.05)
-    return not alive(pid)
 
 
 def test_a_server_is_waited_for_and_ended(tmp_path):
@@ -102,7 +93,7 @@ def test_a_server_that_never_answers_is_given_up(tmp_path):
 
 
 @pytest.mark.parametrize("end", [os.kill, os.killpg], ids=lambda end: end.__name__)
-def test_a_killed_run_leaves_no_server(tmp_path, end):
+def test_a_killed_run_leaves_no_server(tmp_path, ends, end):
     code = (
         "import sys, time; from pathlib import Path\n"
         "from rlcore.rollout.sglang.arguments import Command\n"
@@ -118,7 +109,7 @@ def test_a_killed_run_leaves_no_server(tmp_path, end):
     assert alive(pid)
     end(run.pid, signal.SIGKILL)
     run.wait()
-    assert gone(pid)
+    assert ends(pid)
 
 
 def recipe(**rollout):
