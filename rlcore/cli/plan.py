@@ -175,12 +175,12 @@ def _shares(batch: int, dp: int) -> str:
 def _notes(loaded: "LoadedRecipe") -> list[Problem]:
     """What does not make the recipe wrong, but keeps it from running here and now."""
     from rlcore.config.checkpoint import is_here, is_hub_id
-    from rlcore.config.checks import located, missing_data
+    from rlcore.config.checks import located, missing_checkpoints, missing_data
     from rlcore.config.support import unbuilt
 
     checkpoint, notes = loaded.recipe.model.checkpoint, []
     if not is_here(checkpoint):
-        notes = missing_data(loaded.recipe)
+        notes = [*missing_data(loaded.recipe), *missing_checkpoints(loaded.recipe)]
         if is_hub_id(checkpoint):  # `check` reports a folder that is not there
             remedy = f"hf download {checkpoint} --local-dir FOLDER, then --set model.checkpoint=FOLDER"
             notes.insert(0, Problem("model.checkpoint", f"{checkpoint!r} is not on this machine", remedy))

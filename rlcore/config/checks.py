@@ -134,6 +134,10 @@ def missing_data(recipe: Recipe) -> list[Problem]:
 def missing_checkpoints(recipe: Recipe) -> Iterator[Problem]:
     """Check the checkpoints beside the model's own that training reads."""
     load, reference = recipe.model.load, recipe.algorithm.kl.reference
+    served = recipe.rollout.checkpoint if recipe.rollout.engine == "sglang" else None
+    if served and not is_here(served):
+        remedy = f"a path relative to {Path.cwd()}, or an absolute one: trainer and servers read its files"
+        yield Problem("rollout.checkpoint", f"there is no folder {served!r} on this machine", remedy)
     if load:
         yield from missing_weights("model.load", load, torch_dist_only=True)
     if reference:

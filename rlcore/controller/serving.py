@@ -43,13 +43,15 @@ async def running_servers(prepared: Prepared, site: Site, logs: LogFolder) -> As
     # All nodes have to see it.
     shared = logs.path.parent if site.cluster else None
     with TemporaryDirectory(prefix="rlcore-weights-", dir=shared) as scratch, ExitStack() as ends:
+        # Before any server: what a checkpoint's files say may be refused.
+        updates = _updates(prepared.recipe, site, checkpoint, Path(scratch))
         if settings.urls:
             policy = Served(list(settings.urls), {})
         else:
             policy = await start_servers(prepared.recipe, site, logs, ends)
         engine = await open_engine(
             policy.urls,
-            _updates(prepared.recipe, site, checkpoint, Path(scratch)),
+            updates,
             vocab_size=prepared.model.spec.vocab_size,
             router=policy.router,
             is_split=policy.is_split,

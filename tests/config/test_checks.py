@@ -124,6 +124,13 @@ def test_weights_beside_the_models_own_are_looked_for(problems, tmp_path, text, 
     assert remedy in problem.remedy
 
 
+def test_the_checkpoint_that_servers_start_from_has_to_be_here(problems, tmp_path):
+    [problem] = problems("rollout: {engine: sglang, checkpoint: model-fp8}")
+    assert "no folder 'model-fp8'" in problem.message
+    (tmp_path / "model-fp8").mkdir()
+    assert problems("rollout: {engine: sglang, checkpoint: model-fp8}") == []
+
+
 def test_the_reference_may_be_in_either_format(problems, tmp_path):
     (tmp_path / "model" / "model.safetensors").touch()
     (tmp_path / "state").mkdir()
