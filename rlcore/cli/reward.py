@@ -99,7 +99,7 @@ def _parse(line: str, schema: "TypeAdapter[Sample]", place: str, number: int) ->
     if not isinstance(raw, dict):
         raise fail(place, f"{line.strip()[:40]!r} is no JSON object", '{"response": …, "label": …}')
     if "response" not in raw:
-        raise fail(place, "no key 'response'", f"one of the keys there are: {', '.join(raw) or 'none'}")
+        raise fail(place, f"no key 'response', only: {', '.join(raw) or 'none'}", '{"response": …, "label": …}')
     known = {"prompt": ""} | {key: raw[key] for key in KEYS if key in raw}
     if isinstance(known.get("label"), int | float):
         known["label"] = str(known["label"])

@@ -83,6 +83,5 @@ def _config_file(checkpoint: str, catalog: Catalog) -> Path:
         if (preset := folder / "presets" / f"{name}.json").is_file():
             return preset
     message = f"{checkpoint!r} is not on this machine, and no installed plugin ships its configuration"
-    raise fail(
-        "model.checkpoint", message, f"hf download {checkpoint} --local-dir {name}, then checkpoint: {name}"
-    )
+    remedy = f"the path of a folder, or hf download {checkpoint} --local-dir {name}, then checkpoint: {name}"
+    raise fail("model.checkpoint", message, remedy)
