@@ -182,6 +182,8 @@ class _Builder:
             self._used[seat.node] += 1
         for node_rank, seat in enumerate(seats):
             arguments = self._arguments(group, ports, len(seats), node_rank, self._host(first))
+            # Servers of equal seeds would answer the same prompt with the same response.
+            arguments["random_seed"] = self._recipe.seed + sum(map(len, self._seats[:number])) + engine
             command = self._command(group, seat, ports, arguments)
             part = f", node {node_rank + 1} of {len(seats)}" if len(seats) > 1 else ""
             yield Process(

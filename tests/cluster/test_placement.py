@@ -50,6 +50,12 @@ def test_servers_on_one_node_have_ports_of_their_own():
     assert [one.environment["CUDA_VISIBLE_DEVICES"] for one in servers] == ["4", "5", "6", "7"]
 
 
+def test_servers_draw_from_random_numbers_of_their_own_and_parts_of_one_from_the_same():
+    groups = [{"num_gpus": 16, "num_gpus_per_engine": 4}, {"num_gpus": 16, "num_gpus_per_engine": 16}]
+    found = placed(nodes=4, colocate=True, sglang={"config": {"sglang": [{"server_groups": groups}]}})
+    assert [option(one, "--random-seed") for one in found.of("server")] == ["42", "43", "44", "45", "46", "46"]
+
+
 def test_the_router_knows_who_reads_and_who_generates():
     found = placed(nodes=3, colocate=True, sglang={"config": {"sglang": [{"server_groups": PAIR}]}})
     prefill, decode, follower = sorted(found.of("server"), key=lambda one: one.position["group"])
