@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -15,12 +16,21 @@ ROOT = Path(__file__).parents[1]
 PLUGINS = ("glm4", "glm45", "glm47-flash", "glm52-dsa", "rewards")
 
 
+# Beside the sources of a wheel, or made of them.
+OTHERS = (".*", "build", "dist", "runs", "*.egg-info", "__pycache__", "docs", "plugins", "tests")
+
+
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory):
-    """A wheel of every distribution, by name."""
+    """A wheel of every distribution, by name.
+
+    Of copies: a build takes what it finds in the source's build/, which another may be writing just then.
+    """
     out = tmp_path_factory.mktemp("wheels")
     for folder in (ROOT, *(ROOT / "plugins" / name.replace("-", "_") for name in PLUGINS)):
-        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, folder]
+        source = tmp_path_factory.mktemp("source")
+        shutil.copytree(folder, source, ignore=shutil.ignore_patterns(*OTHERS), dirs_exist_ok=True)
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source]
         subprocess.run(command, check=True, capture_output=True)
     return {path.name.split("-")[0].replace("_", "-"): path for path in out.glob("*.whl")}
 
