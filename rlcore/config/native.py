@@ -71,6 +71,7 @@ _OWNED_MEGATRON = {
     "optimizer_offload_fraction": "optimizer.cpu_offload (all of it: Megatron updates the rest too early)",
     "store_param_remainders": "nothing: it is off, for checkpoints hold whole master weights",
     "loss_scale": "nothing: losses are not scaled, and Megatron would still divide gradients by it",
+    "qk_clip": "nothing: steps do not clip weights of queries and keys",
     "fine_grained_activation_offloading": "recompute.granularity (it reloads before it has offloaded)",
     **dict.fromkeys(
         (
