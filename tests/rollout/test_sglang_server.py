@@ -44,6 +44,15 @@ def test_a_server_is_waited_for_and_ended(tmp_path):
     assert not server.alive
 
 
+def test_a_server_is_ended_once_as_its_number_may_go_to_another_process(tmp_path, monkeypatch):
+    server = started(tmp_path, WEB)
+    server.stop()
+    ended = []
+    monkeypatch.setattr(os, "killpg", lambda *given: ended.append(given))
+    server.stop()
+    assert ended == []
+
+
 def test_a_server_that_starts_again_logs_on_where_its_logs_have_gone(tmp_path):
     logs = LogFolder(tmp_path / "starting")
     log = logs.file("server.log")

@@ -135,6 +135,9 @@ class ServerProcess(Server):
         return "\n    ".join([" ".join([*added, *self.command.words]), *said])
 
     def stop(self) -> None:
+        if self._guard.returncode is not None:
+            # Stopped before: by now the number may be another's.
+            return
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
