@@ -154,10 +154,19 @@ def _architecture_problems(spec: ModelSpec, overrides: Mapping[str, Any]) -> Ite
 
 
 def _rotation_problems(spec: ModelSpec, parallel: Parallel, overrides: Mapping[str, Any]) -> Iterator[Problem]:
-    """The fused rotation finds positions by itself, without an error where they are wrong."""
-    if parallel.cp > 1 and spec.cp_layout == "contiguous" and overrides.get("apply_rope_fusion"):
+    """The fused rotation finds positions by itself, without an error where they are wrong.
+
+    Where sequences are packed, Megatron 0.16 does not tell it either that pairs stand side by side.
+    """
+    if not overrides.get("apply_rope_fusion"):
+        return
+    place, remedy = "megatron.apply_rope_fusion", "leave it out"
+    if parallel.cp > 1 and spec.cp_layout == "contiguous":
         message = "rotates zigzag pieces of sequences only, and this model's are contiguous under parallel.cp"
-        yield Problem("megatron.apply_rope_fusion", message, "leave it out")
+        yield Problem(place, message, remedy)
+    if spec.transformer_config.get("rotary_interleaved"):
+        message = "rotates pairs that stand half a width apart, and this model's stand side by side"
+        yield Problem(place, message, remedy)
 
 
 def _tie_problems(spec: ModelSpec, parallel: Parallel, mtp_layers: int) -> Iterator[Problem]:

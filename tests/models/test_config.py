@@ -9,9 +9,10 @@ from rlcore.models.config import transformer_config
 
 @pytest.fixture
 def configure(make_spec):
-    def make(overrides=None, cp_layout="zigzag", tied=False, **changes):
+    def make(overrides=None, cp_layout="zigzag", tied=False, architecture=None, **changes):
         arguments = {"parallel": Parallel(), "dtype": torch.float32, "recompute": Recompute(), **changes}
-        spec = make_spec(cp_layout=cp_layout, tied_embeddings=tied)
+        fields = {"transformer_config": architecture} if architecture else {}
+        spec = make_spec(cp_layout=cp_layout, tied_embeddings=tied, **fields)
         return transformer_config(spec, **arguments, megatron_overrides=overrides or {})
 
     return make
@@ -66,6 +67,12 @@ def test_a_field_that_is_not_the_users_is_refused(configure, name):
 def test_the_fused_rotation_is_refused_where_it_would_rotate_wrongly(configure):
     with pytest.raises(RlcoreError, match=r"megatron\.apply_rope_fusion"):
         configure({"apply_rope_fusion": True}, parallel=Parallel(cp=2), cp_layout="contiguous")
+
+
+def test_the_fused_rotation_is_refused_for_pairs_side_by_side(make_spec, configure):
+    architecture = {**make_spec().transformer_config, "rotary_interleaved": True}
+    with pytest.raises(RlcoreError, match=r"megatron\.apply_rope_fusion.*side by side"):
+        configure({"apply_rope_fusion": True}, architecture=architecture)
 
 
 def test_drafting_with_tied_embeddings_in_a_pipeline_is_refused(configure):
