@@ -57,7 +57,11 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", section: "Dataset") -> 
         raise fail(str(section.path), "the tokenizer has no chat template", "chat_template: false")
     text = template if isinstance(template, str) else "".join(template.values())
     raise_if_any(
-        Problem(f"chat_template_options.{name}", "the chat template never reads this variable")
+        Problem(
+            f"chat_template_options.{name}",
+            "the chat template never reads this variable",
+            "leave it out, or take a checkpoint whose template reads it",
+        )
         for name in section.chat_template_options
         if not re.search(rf"\b{re.escape(name)}\b", text)
     )
