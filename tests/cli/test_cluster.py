@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ import pytest
 import ray
 
 from rlcore.cli.main import main
-from rlcore.cluster.process_id import identify
+from rlcore.rollout.sglang.server import free_port
 
 HERE = ray.util.get_node_ip_address()
 # A second node is this machine once more. What runs here already is in another RAY_TMPDIR.
@@ -51,12 +50,6 @@ def hostfile(tmp_path):
     return write
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return str(probe.getsockname()[1])
-
-
 def cluster(capsys, *arguments):
     code = main(["cluster", *map(str, arguments)])
     return code, *capsys.readouterr()
@@ -71,7 +64,7 @@ def other():
     process.wait()
 
 
-def test_a_cluster_comes_up_and_down_and_other_rays_stay(ssh, hostfile, other, capsys):
+def test_a_cluster_comes_up_and_down_and_other_rays_stay(ssh, hostfile, other, ends, capsys):
     file, port = hostfile(f"{HERE} slots=8", "# spare", "root@10.0.0.2"), free_port()
     code, out, err = cluster(capsys, "up", "--hostfile", file, "--port", port)
     assert code == 0, err
@@ -88,7 +81,7 @@ def test_a_cluster_comes_up_and_down_and_other_rays_stay(ssh, hostfile, other, c
     assert "is up already" in err
 
     assert cluster(capsys, "down", "--hostfile", file)[0] == 0
-    assert [identify(number) for number in numbers] == [None, None]
+    assert [ends(number) for number in numbers] == [True, True]
     assert not record.exists()
     assert other.poll() is None
 

@@ -16,10 +16,10 @@ def steps(world, name):
 
 
 @pytest.mark.parametrize(
-    ("reward", "cause"), [("raises", "cannot read this"), ("hangs", "0.5 s"), ("nan", "nan")]
+    ("reward", "cause"), [("raises", "cannot read this"), ("hangs", "1 s"), ("nan", "nan")]
 )
 def test_a_failing_reward_stops_the_run_and_names_the_sample(world, capsys, reward, cause):
-    timeout = "timeout: 0.5, " if reward == "hangs" else ""
+    timeout = "timeout: 1.0, " if reward == "hangs" else ""
     assert world.train_only("run", f"rewards=[{{{timeout}use: {reward}}}]") == 1
     message = capsys.readouterr().err
     assert "sample 1 of" in message
@@ -67,7 +67,6 @@ def test_a_finished_run_measures_nothing_twice(world):
 
 # Evaluates at every second step, and cuts responses short that the next step goes on with.
 LONG = [
-    "train.steps=30",
     "checkpoints.every=1",
     "rollout.over_sampling_prompts=6",
     "rollout.partial=true",
@@ -79,7 +78,7 @@ LONG = [
 def test_a_run_that_is_ended_at_any_moment_goes_on_as_if_it_never_was(world, sent):
     run = world.folder / "parts"
     command = [sys.executable, "-m", "rlcore.cli.main", "train", world.recipe, "--run-dir", run, "--quiet"]
-    sets = [f"--set={override}" for override in LONG]
+    sets = [f"--set={override}" for override in [*LONG, "train.steps=1000"]]
     process = subprocess.Popen([*command, *sets], stderr=subprocess.PIPE, text=True)
     while not (run / "checkpoints/step-000002/state.json").exists():
         assert process.poll() is None
@@ -92,7 +91,6 @@ def test_a_run_that_is_ended_at_any_moment_goes_on_as_if_it_never_was(world, sen
         assert process.returncode == 130, message
         assert f"rlcore train --resume --run-dir {run}" in message
     done = steps(world, "parts")[-1]
-    assert done < 30
     assert world.train("parts", *LONG, f"train.steps={done + 3}", flags=["--resume"]) == 0
     assert world.train("whole", *LONG, f"train.steps={done + 3}") == 0
     assert world.rows("parts") == world.rows("whole")
