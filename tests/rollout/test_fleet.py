@@ -6,6 +6,7 @@ They are stand-ins that speak HTTP like it and count instead of thinking: faults
 import asyncio
 import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from aiohttp import web
@@ -33,6 +34,7 @@ class Counter:
         self.fault = fault
         self.version = 0
         self.asked = []
+        self.copies = []
         self.is_hanging = self.refuses_weights = False
         app = web.Application(middlewares=[self._stall])
         posts = ["abort_request", "pause_generation", "continue_generation", "flush_cache"]
@@ -84,6 +86,7 @@ class Counter:
         body = await request.json()
         given, wanted = len(body["input_ids"]), body["sampling_params"]["max_new_tokens"]
         self.asked.append(given)
+        self.copies.append(body.get("data_parallel_rank"))
         answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await answer.prepare(request)
         for made in range(1, wanted + 1):
@@ -188,10 +191,10 @@ async def serving(*servers, router=None, lost_after=30.0, process=None):
         await asyncio.gather(*(server.server.close() for server in servers))
 
 
-async def respond(engine, count=4):
+async def respond(engine, count=4, number=0):
     """Answer `count` samples of one group; returns them and what went wrong."""
     responder = Responder(engine, Letters(), stop_token_ids=[], seed=0, retries=2)
-    group = [Sample("", index=i, prompt_tokens=[7, 7, 7]) for i in range(count)]
+    group = [Sample("", group=number, index=i, prompt_tokens=[7, 7, 7]) for i in range(count)]
     errors = await responder.respond(group, SAMPLING, lambda tokens: None)
     return group, errors
 
@@ -206,6 +209,19 @@ def assert_whole(group):
         assert sample.status is Status.TRUNCATED
         assert sample.tokens == list(range(3, 3 + NEW))
         assert len(sample.log_probs) == len(sample.versions) == NEW
+
+
+@pytest.mark.parametrize(("copies", "expected"), [(2, [0, 0, 0, 1, 1, 1]), (1, [None] * 6)])
+def test_a_group_stays_on_one_copy_of_attention_and_groups_spread_over_them(copies, expected):
+    async def run():
+        server = Counter()
+        async with serving(server) as (engine, _):
+            (worker,) = engine.workers
+            worker.info = replace(worker.info, capacity=8, arguments={"dp_size": copies})
+            await asyncio.gather(*(respond(engine, 3, number) for number in range(2)))
+        assert sorted(server.copies, key=str) == expected
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("fault", ["dies", "hangs"])

@@ -49,6 +49,11 @@ class ServerInfo:
         return bool(self.arguments.get("enable_deterministic_inference"))
 
     @property
+    def copies(self) -> int:
+        """Of attention, each with requests of its own."""
+        return int(self.arguments.get("dp_size") or 1)
+
+    @property
     def releases_memory(self) -> bool:
         return bool(self.arguments.get("enable_memory_saver"))
 
@@ -77,14 +82,20 @@ class Client:
         self.info = ServerInfo(said["version"], capacity * (said.get("dp_size") or 1), frozenset(paths), said)
         return self.info
 
-    async def generate(self, request: Request, *, rid: str, cache: str = "") -> AsyncIterator[Answer]:
+    async def generate(
+        self, request: Request, *, rid: str, cache: str = "", copy: int | None = None
+    ) -> AsyncIterator[Answer]:
         """Yield the answer each time that it has grown; the last has a `finish`.
 
         `rid` is the request's name at the server: none may be the beginning of another's. Prefixes are shared
-        among requests of the same `cache` only.
+        among requests of the same `cache` only. `copy` is the one of attention that is to have the request, by
+        default the server's choice.
         """
         answer = Answer()
         body = self._body(request, rid, cache)
+        if copy is not None:
+            # The name that routers hand on; later releases call it routed_dp_rank, and take both.
+            body["data_parallel_rank"] = copy
         with self._losing():
             async with self._open().post(f"{self.url}/generate", json=body, timeout=_STREAM) as response:
                 if response.status >= 400:

@@ -39,11 +39,15 @@ Updates = Callable[[Sequence[Client], int], AbstractAsyncContextManager[ServedUp
 
 @dataclass(eq=False)
 class Flight:
-    """A request under way, through `gate`, under a name of its own there; `worker` is the one it counts for."""
+    """A request under way, through `gate`, under a name of its own there; `worker` is the one it counts for.
+
+    `copy` is the one of attention that has it, where servers have several.
+    """
 
     request: Request
     worker: Client
     gate: Client
+    copy: int | None = None
     answer: Answer = field(default_factory=Answer)
     inbox: "asyncio.Queue[Delta | Exception]" = field(default_factory=asyncio.Queue)
     # Servers abort every request whose name begins with the one given: all names begin with a different one.
@@ -127,7 +131,8 @@ class SGLangEngine:
             return
         worker = self._choose(request)
         gate = self._router if self._router and self._is_routed else worker
-        flight = self._flights[request.id] = Flight(request, worker, gate)
+        copy = self._choose_copy(request, worker)
+        flight = self._flights[request.id] = Flight(request, worker, gate, copy)
         flight.task = asyncio.create_task(self._fly(flight))
         try:
             while True:
@@ -270,11 +275,24 @@ class SGLangEngine:
             return home.worker
         return min(self.workers, key=fill.__getitem__)
 
+    def _choose_copy(self, request: Request, worker: Client) -> int | None:
+        """The copy of attention that has the group, else the one with the least to do.
+
+        Copies draw from equal random states: responses to one prompt that are spread over them may be the same.
+        """
+        copies = min(one.info.copies for one in self.workers)
+        if copies == 1 or self._is_split:
+            return None
+        here = [flight for flight in self._flights.values() if flight.worker is worker]
+        loads = Counter(flight.copy for flight in here)
+        home = (flight.copy for flight in here if flight.request.key[0] == request.key[0])
+        return next(home, min(range(copies), key=loads.__getitem__))
+
     async def _fly(self, flight: Flight) -> None:
         """Read an answer to its end into the flight's inbox."""
-        request = flight.request
+        request, gate = flight.request, flight.gate
         try:
-            async for answer in flight.gate.generate(request, rid=flight.rid, cache=self._cache):
+            async for answer in gate.generate(request, rid=flight.rid, cache=self._cache, copy=flight.copy):
                 flight.answer = answer
                 if request.stream or answer.finish:
                     flight.deliver()
