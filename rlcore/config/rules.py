@@ -191,6 +191,17 @@ def settings_have_what_they_modify(recipe: Recipe) -> Violations:
         yield Violation((key, "cluster.colocate"), "trainer and engines share no GPU", "colocate: true")
 
 
+def offloaded_states_are_those_of_bf16_weights(recipe: Recipe) -> Violations:
+    """Megatron's hybrid optimizer fails when it reads the states of weights that are fp32 themselves."""
+    sections = {"optimizer": recipe.optimizer, "sft.optimizer": recipe.sft and recipe.sft.optimizer}
+    for name, optimizer in sections.items():
+        if optimizer and optimizer.cpu_offload and recipe.model.dtype == "float32":
+            keys = (f"{name}.cpu_offload", "model.dtype")
+            yield Violation(
+                keys, "a run in float32 could not be resumed", "cpu_offload: false, or dtype: bfloat16"
+            )
+
+
 def generation_gpus_make_whole_engines(recipe: Recipe) -> Violations:
     gpus, each = rollout_gpus(recipe), recipe.rollout.gpus_per_engine
     keys = ("rollout.gpus_per_engine", "rollout.num_gpus", "cluster.colocate", "cluster.gpus_per_node")
@@ -297,6 +308,7 @@ RULES: tuple[Callable[[Recipe], Violations], ...] = (
     an_endless_rollout_is_never_cut_short,
     bounds_are_in_order,
     settings_have_what_they_modify,
+    offloaded_states_are_those_of_bf16_weights,
     generation_gpus_make_whole_engines,
     servers_that_start_on_gpus_have_some,
     colocated_engines_use_the_trainers_gpus,

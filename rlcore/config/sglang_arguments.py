@@ -34,6 +34,7 @@ OWNED = {
     "random_seed": "seed",
     "enable_memory_saver": "cluster.offload_rollout",
     "weight_version": "nothing: versions count optimizer steps",
+    "preferred_sampling_params": "rollout.temperature, top_p and top_k: others would not be in log-probs",
     "incremental_streaming_output": "nothing: it is always on",
     "json_model_override_args": "model.overrides",
     **dict.fromkeys(

@@ -107,7 +107,7 @@ class Optimizer(Section):
     clip_grad: NonNegativeFloat = 1.0
     """Largest gradient norm; 0 does not clip."""
     cpu_offload: bool = False
-    """Keep optimizer states in host memory and update weights there; without a GPU they are there already."""
+    """Keep states in host memory and update weights there (bf16 only); without a GPU they are there already."""
     overlap_offload: bool = False
     """Overlap the copies of offloaded states."""
     precision_aware: bool = False

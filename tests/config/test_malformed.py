@@ -120,6 +120,18 @@ def test_all_problems_come_at_once_in_the_order_of_lines(write):
     assert places == [f"recipe.yaml:{line} ({key})" for line, key in zip(lines, keys, strict=True)]
 
 
+def test_states_in_host_memory_need_weights_in_bf16(write):
+    recipe = write(
+        HEAD + "optimizer: {cpu_offload: true}\nsft: {data: {path: x}, optimizer: {cpu_offload: true}}"
+    )
+    assert not read_recipe(recipe).problems
+    problems = read_recipe(recipe, ["model.dtype=float32"]).problems
+    assert [problem.place for problem in problems] == [
+        "recipe.yaml:3 (optimizer.cpu_offload)",
+        "recipe.yaml:4 (sft.optimizer.cpu_offload)",
+    ]
+
+
 def test_a_rule_is_silent_where_the_schema_refused_what_it_reads(write):
     recipe = write(HEAD + "rollout: {prompts_per_step: lots, over_sampling_prompts: 1}")
     assert [problem.message for problem in read_recipe(recipe).problems] == ['"lots" is not a whole number']
