@@ -59,7 +59,7 @@ def whole(engine):
 @pytest.mark.parametrize("hangs", [False, True], ids=["broken", "hanging"])
 def test_a_lost_request_is_asked_again_after_the_tokens_that_it_has(engine, whole, hangs):
     line = Breaking(engine, after=4, times=2, hangs=hangs)
-    sample, errors, retries = respond(line, engine._tokenizer, timeout=1.0 if hangs else 30.0)
+    sample, errors, retries = respond(line, engine._tokenizer, timeout=2.5 if hangs else 30.0)
     assert (errors, retries, line.asked_with) == ([], 2, [0, 4, 8])
     assert sample.to_dict() == whole.to_dict() | {"log_probs": pytest.approx(whole.log_probs, abs=1e-5)}
 
