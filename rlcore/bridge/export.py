@@ -17,12 +17,11 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from rlcore.bridge.check import DTYPES
 from rlcore.bridge.inventory import Held, megatron_tensors, whole_model
-from rlcore.bridge.safetensors_io import INDEX, SafetensorsFolder, write_folder
+from rlcore.bridge.safetensors_io import WEIGHT_FILES, SafetensorsFolder, write_folder
 from rlcore.bridge.table import Entry, WeightBridge
 from rlcore.errors import Problem, RlcoreError, fail, raise_if_any
 from rlcore.ranks import raise_together
 
-_WEIGHTS = ("*.safetensors", INDEX, "*.bin", "*.bin.index.json", "*.pt", "*.pth")
 GIB = 2**30
 _RECEIVER = 0
 # Ranks that stand still are ended by who watches them.
@@ -142,7 +141,7 @@ def _write(
         raise fail(str(folder), "exists already", "name a new folder")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*_WEIGHTS))
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*WEIGHT_FILES))
     with SafetensorsFolder(source) as original:
         write_folder(partial, _like(original, tensors, bridge), shard_bytes=shard_bytes)
     partial.rename(folder)

@@ -1,6 +1,7 @@
 """Folders of safetensors files: a lazy reader that finds damage first, and a writer that shards and indexes."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from rlcore.errors import Problem, RlcoreError, fail
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# All that a folder may hold weights in; what else lies there belongs to the model whatever its weights are.
+WEIGHT_FILES = ("*.safetensors", INDEX, "*.bin", "*.bin.index.json", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,27 @@ def write_folder(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, shard_b
     _number(folder, shards, total)
 
 
+def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors into one file, which has its name when all of it is on the disk and not before."""
+    draft = path.with_name(path.name + ".partial")
+    save_file({name: _own_memory(tensors[name]) for name in tensors}, draft, metadata={"format": "pt"})
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def write_index(folder: Path, weight_map: Mapping[str, str], total: int) -> None:
+    """Write which file holds which tensor, and how many bytes all tensors have."""
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def data_bytes(path: Path) -> int:
+    """Bytes of a file's tensors: it begins with the length of its header, in 8 bytes, and the header."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+
+
 def _own_memory(tensor: Tensor) -> Tensor:
     """A file takes no views into larger memory."""
     tensor = tensor.detach().cpu().contiguous()
@@ -133,5 +157,4 @@ def _number(folder: Path, shards: list[list[str]], total: int) -> None:
         (folder / _unnumbered(number)).rename(folder / name)
     if count > 1:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_index(folder, weight_map, total)

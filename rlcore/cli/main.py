@@ -20,6 +20,7 @@ COMMANDS = {
     "sft": ("rlcore.cli.sft", "train on reference answers, as a warm start"),
     "eval": ("rlcore.cli.eval", "measure a checkpoint on a recipe's evaluation sets"),
     "verify": ("rlcore.cli.verify", "compare a checkpoint with its model plugin, tensor by tensor"),
+    "convert": ("rlcore.cli.convert", "make an FP8 checkpoint of one in bf16, for servers"),
     "reward": ("rlcore.cli.reward", "try a reward on a file of samples"),
     "report": ("rlcore.cli.report", "make one HTML page of a run"),
     "cluster": ("rlcore.cli.cluster", "make a Ray cluster of the nodes of a host file, or end it"),
