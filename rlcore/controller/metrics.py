@@ -49,7 +49,8 @@ def update_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def evaluation_metrics(name: str, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
     """pass@1 (mean over all responses), pass@k (any response of a problem right), and response lengths.
 
-    A response is right if its reward is above 0.
+    A response is right if its reward is above 0. Those that no engine could make count as wrong; `failed` is
+    their share.
     """
     passed = [[(sample.reward or 0.0) > 0 for sample in group] for group in groups]
     scores = {"pass@1": fmean(fmean(group) for group in passed)}
@@ -57,6 +58,7 @@ def evaluation_metrics(name: str, groups: Sequence[Sequence[Sample]]) -> dict[st
         scores[f"pass@{k}"] = fmean(any(group) for group in passed)
     samples = [sample for group in groups for sample in group]
     scores["reward"] = fmean(sample.reward or 0.0 for sample in samples)
+    scores["failed"] = fmean(sample.status is Status.FAILED for sample in samples)
     scores.update(_lengths(samples))
     return {f"eval/{name}/{key.removeprefix('response/')}": value for key, value in scores.items()}
 

@@ -17,6 +17,11 @@ def test_a_negative_reward_is_no_pass():
     assert evaluation_metrics("set", [[sample(-1.0)]])["eval/set/pass@1"] == 0
 
 
+def test_a_response_that_no_engine_could_make_is_no_pass_and_is_counted():
+    metrics = evaluation_metrics("set", [[sample(1.0)], [sample(None, tokens=0, status=Status.FAILED)]])
+    assert (metrics["eval/set/pass@1"], metrics["eval/set/failed"]) == (0.5, 0.5)
+
+
 def test_every_reward_part_has_its_mean():
     metrics = rollout_metrics([sample(1.0, math=1.0), sample(0.5, math=0.0)])
     assert metrics["reward/math/mean"] == 0.5
