@@ -30,6 +30,7 @@ _OWNED_MEGATRON = {
     "sequence_parallel": "parallel.tp (above 1 it is on; without, some gradients are wrong)",
     "overlap_p2p_comm": "parallel.vpp (above 1 it is on)",
     "batch_p2p_comm": "parallel.vpp (above 1 it is off)",
+    "overlap_p2p_comm_warmup_flush": "nothing: stages would wait for one another where log-probs are computed",
     "deallocate_pipeline_outputs": "parallel.vpp (above 1 it is off: outputs may still be on their way)",
     "num_layers_in_first_pipeline_stage": "parallel.first_stage_layers",
     "num_layers_in_last_pipeline_stage": "parallel.last_stage_layers",

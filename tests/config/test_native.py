@@ -35,6 +35,7 @@ def test_the_native_settings_of_the_published_recipes_pass():
         ("num_layers", 4, "rlcore sets", "model.overrides"),
         ("loss_scale", 128.0, "rlcore sets", "divide gradients"),
         ("optimizer_offload_fraction", 0.5, "rlcore sets", "optimizer.cpu_offload"),
+        ("overlap_p2p_comm_warmup_flush", True, "rlcore sets", "would wait"),
         ("qk_clip", True, "rlcore sets", "do not clip"),
         ("moe_flex_dispatcher_backend", "hybridep", "equally many", "use deepep"),
         ("attention_backend", "flush", "does not fit", "one of flash, fused"),
