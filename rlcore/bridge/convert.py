@@ -53,9 +53,7 @@ class Conversion:
         self.fp8 = Fp8Format(frozenset(name for name in tensors if _is_linear(name, tensors[name])), block)
         self._config = {**hf_config, "quantization_config": _settings(source, self.fp8)}
         self._begun = {"source": str(source.folder.resolve()), "weight_block_size": list(block)}
-        self.files: dict[str, list[str]] = defaultdict(list)
-        for name, info in tensors.items():
-            self.files[info.file].append(name)
+        self.files = _by_file(source)
         raise_if_any(self._problems(hf_config))
 
     def left(self) -> list[str]:
@@ -68,8 +66,9 @@ class Conversion:
 
     def write(self, file: str) -> None:
         """Make one file. Raises RlcoreError for weights that are not finite, and if it cannot be written."""
-        tensors = ((name, self._source.tensor(name)) for name in self.files[file])
-        made = dict(quantized(tensors, self.fp8))
+        with SafetensorsFolder(self._source.folder, [file]) as opened:
+            tensors = ((name, opened.tensor(name)) for name in self.files[file])
+            made = dict(quantized(tensors, self.fp8))
         for name in made:
             if name.endswith(SCALE) and not made[name].isfinite().all():
                 place = f"{self._source.folder / file}: {name.removesuffix(SCALE)}"
@@ -152,9 +151,16 @@ def differences(source: SafetensorsFolder, target: Path, hf_config: Mapping[str,
         for name in sorted(expected ^ made.tensors.keys()):
             what = "is missing" if name in expected else f"is not in {source.folder}"
             yield Problem(f"{target}: {name}", what, _AGAIN)
-        for name in source.tensors.keys() & made.tensors.keys():
-            if message := _difference(name, source, made, fp8):
-                yield Problem(f"{made.folder / made.tensors[name].file}: {name}", message, _AGAIN)
+        for file, names in _by_file(source).items():
+            common = {name for name in names if name in made.tensors}
+            scales = {name + SCALE for name in common & fp8.names}
+            with (
+                SafetensorsFolder(source.folder, [file]) as old,
+                SafetensorsFolder(target, {made.tensors[name].file for name in common | scales}) as new,
+            ):
+                for name in sorted(common):
+                    if message := _difference(name, old, new, fp8):
+                        yield Problem(f"{target / new.tensors[name].file}: {name}", message, _AGAIN)
 
 
 _AGAIN = "convert it again, into a new folder"
@@ -206,6 +212,13 @@ def _settings(source: SafetensorsFolder, fp8: Fp8Format) -> dict[str, Any]:
         "weight_block_size": list(fp8.block),
         "modules_to_not_convert": sorted(modules - converted),
     }
+
+
+def _by_file(folder: SafetensorsFolder) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, info in folder.tensors.items():
+        names[info.file].append(name)
+    return names
 
 
 def _scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,15 +33,16 @@ class TensorInfo:
 class SafetensorsFolder:
     """All tensors of a checkpoint folder, read when asked for; a context manager that keeps its files open.
 
-    Opening reads headers only. Raises RlcoreError for missing or damaged files, all of them at once.
+    Opening reads headers only. Raises RlcoreError for missing or damaged files, all of them at once. What has
+    been read of a file may stay in memory until it is closed; with `only`, no other files are opened.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, only: Collection[str] = ()) -> None:
         self.folder = folder
         self._files: dict[str, Any] = {}
         self._stack = ExitStack()
         problems: list[Problem] = []
-        for name in self._file_names():
+        for name in only or self._file_names():
             try:
                 self._files[name] = self._stack.enter_context(safe_open(folder / name, framework="pt"))
             except FileNotFoundError:
@@ -124,6 +125,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: _own_memory(tensors[name]) for name in tensors}, draft, metadata={"format": "pt"})
     with draft.open("rb") as file:
         os.fsync(file.fileno())
+    draft.chmod(0o644)  # save_file makes it private; checkpoints are for servers of others too
     draft.replace(path)
 
 
