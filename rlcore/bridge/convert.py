@@ -9,6 +9,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,9 @@ class Conversion:
         return sorted(file for file in self.files if not (self._target / file).is_file())
 
     def begin(self) -> None:
-        self._target.mkdir(parents=True, exist_ok=True)
-        _write_json(self._target / BEGUN, self._begun)
+        with _written(self._target):
+            self._target.mkdir(parents=True, exist_ok=True)
+            _write_json(self._target / BEGUN, self._begun)
 
     def write(self, file: str) -> None:
         """Make one file. Raises RlcoreError for weights that are not finite, and if it cannot be written."""
@@ -73,23 +75,21 @@ class Conversion:
             if name.endswith(SCALE) and not made[name].isfinite().all():
                 place = f"{self._source.folder / file}: {name.removesuffix(SCALE)}"
                 raise fail(place, "holds values that are not finite", "see what rlcore verify finds of it")
-        try:
+        with _written(self._target / file):
             write_file(self._target / file, made)
-        except (OSError, SafetensorError) as error:
-            remedy = "free space; the same command then goes on from here"
-            raise fail(str(self._target / file), f"cannot be written: {error}", remedy) from None
 
     def finish(self) -> None:
         """Copy what is no weight, and write the index and, last, config.json."""
-        ignored = shutil.ignore_patterns(*WEIGHT_FILES, _CONFIG, ".cache")
-        shutil.copytree(self._source.folder, self._target, ignore=ignored, dirs_exist_ok=True)
-        if (self._source.folder / INDEX).is_file():
-            with SafetensorsFolder(self._target) as made:
-                weight_map = {name: info.file for name, info in made.tensors.items()}
-            total = sum(data_bytes(self._target / file) for file in self.files)
-            write_index(self._target, weight_map, total)
-        _write_json(self._target / _CONFIG, self._config)
-        (self._target / BEGUN).unlink()
+        source, target = self._source.folder, self._target
+        with _written(target):
+            ignored = shutil.ignore_patterns(*WEIGHT_FILES, _CONFIG, ".cache")
+            shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
+            if (source / INDEX).is_file():
+                with SafetensorsFolder(target, self.files) as made:
+                    weight_map = {name: info.file for name, info in made.tensors.items()}
+                write_index(target, weight_map, sum(data_bytes(target / file) for file in self.files))
+            _write_json(target / _CONFIG, self._config)
+            (target / BEGUN).unlink()
 
     def _problems(self, hf_config: Mapping[str, Any]) -> Iterator[Problem]:
         source, target = self._source.folder, self._target
@@ -223,6 +223,15 @@ def _by_file(folder: SafetensorsFolder) -> dict[str, list[str]]:
 
 def _scale_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
     return tuple(-(-size // each) for size, each in zip(shape, block, strict=True))
+
+
+@contextmanager
+def _written(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        remedy = "free space or permission to write; the same command then goes on from here"
+        raise fail(str(place), f"cannot be written: {error}", remedy) from None
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

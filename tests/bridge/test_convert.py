@@ -122,6 +122,12 @@ def test_a_disk_that_fills_leaves_what_the_same_call_goes_on_with(source, made, 
     assert contents(convert(source, tmp_path / "fp8")) == contents(made)
 
 
+def test_a_target_that_cannot_be_made_is_named(source, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(RlcoreError, match="fp8: cannot be written"):
+        convert(source, tmp_path / "file" / "fp8")
+
+
 def test_a_conversion_is_the_same_as_its_source_to_rounding(source, made):
     assert different(source, made) == []
 
