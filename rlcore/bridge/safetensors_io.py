@@ -106,7 +106,7 @@ def write_folder(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, shard_b
     batch: dict[str, Tensor] = {}
 
     def flush() -> None:
-        save_file(batch, folder / _unnumbered(len(shards)), metadata={"format": "pt"})
+        write_file(folder / _unnumbered(len(shards)), batch)
         shards.append(list(batch))
         batch.clear()
 
@@ -122,10 +122,12 @@ def write_folder(folder: Path, tensors: Iterable[tuple[str, Tensor]], *, shard_b
 def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors into one file, which has its name when all of it is on the disk and not before."""
     draft = path.with_name(path.name + ".partial")
+    draft.touch()
+    mode = draft.stat().st_mode
     save_file({name: _own_memory(tensors[name]) for name in tensors}, draft, metadata={"format": "pt"})
     with draft.open("rb") as file:
         os.fsync(file.fileno())
-    draft.chmod(0o644)  # save_file makes it private; checkpoints are for servers of others too
+    draft.chmod(mode)  # save_file makes it private; checkpoints are for servers of others too
     draft.replace(path)
 
 

@@ -42,6 +42,12 @@ def test_one_file_needs_no_index(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_others_may_read_what_they_may_read_of_any_file(tmp_path):
+    (tmp_path / "any").touch()
+    write_folder(tmp_path, TENSORS.items(), shard_bytes=10**6)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_views_into_one_memory_are_written_apart(tmp_path):
     whole = torch.arange(6.0)
     write_folder(tmp_path, [("a", whole[:2]), ("b", whole[2:]), ("c", whole)], shard_bytes=10**6)
